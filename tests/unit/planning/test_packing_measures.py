@@ -1,0 +1,62 @@
+import pytest
+
+from titan_wlb.planning.packing.measures import PackingMeasures, imbalance_degree, imbalance_time_weighted
+from titan_wlb.planning.plan import Document, MicroBatch, Segment, StepPlan
+
+
+def plan(step, costs, lengths, *, waiting_tokens=0, delay_trained=0, oldest_waiting=0):
+    micro_batches = tuple(
+        MicroBatch((Segment(Document(0, length), 0, length),), cost)
+        for cost, length in zip(costs, lengths, strict=True)
+    )
+    return StepPlan(
+        step=step,
+        epoch=0,
+        micro_batches=micro_batches,
+        dp_ranks=(0,) * len(costs),
+        shards=(),
+        num_labels=0,
+        arrived=0,
+        waiting_documents=0,
+        waiting_tokens=waiting_tokens,
+        delay_trained=delay_trained,
+        oldest_waiting=oldest_waiting,
+        digest="",
+        state=b"",
+    )
+
+
+def test_imbalance_degree_is_largest_over_mean():
+    assert imbalance_degree([30, 10]) == 1.5
+    assert imbalance_degree([7, 7, 7]) == 1.0
+
+
+def test_the_drawn_example_weighs_heavy_steps_more():
+    assert imbalance_time_weighted([[2, 2], [30, 10]]) == pytest.approx(32 / 22)
+
+
+def test_measures_over_steps_counted_by_hand():
+    measures = PackingMeasures()
+    measures.add(plan(1, [2, 2], [10, 20], waiting_tokens=15))
+    measures.add(plan(2, [30, 10], [40, 30], waiting_tokens=5, delay_trained=15, oldest_waiting=1))
+    assert measures.num_steps == 2
+    assert measures.imbalance_degree_mean == 1.25
+    assert measures.imbalance_degree_p95 == 1.5
+    assert measures.imbalance_time_weighted == pytest.approx(32 / 22)
+    assert measures.delay_iterations_mean == (15 + 5) / 2 / 50
+    assert measures.delay_trained_mean == 15 / 100
+    assert measures.oldest_waiting == 1
+    assert measures.tokens_per_step == 50
+    assert measures.tokens_per_step_cv == 20 / 50
+
+
+def test_the_95th_percentile_is_a_step_that_happened():
+    measures = PackingMeasures()
+    for step in range(20):
+        measures.add(plan(step + 1, [100 + step, 100 - step], [1, 1]))
+    assert measures.imbalance_degree_p95 == 1.18, "the 19th of 20"
+
+
+def test_no_step_measures_as_balanced_and_without_delay():
+    measures = PackingMeasures()
+    assert (measures.imbalance_degree_p95, measures.imbalance_time_weighted, measures.delay_iterations_mean) == (1, 1, 0)

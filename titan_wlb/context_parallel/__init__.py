@@ -1,0 +1,1 @@
+"""Context parallelism: attention over documents that are sharded over the ranks of a CP group."""

@@ -1,0 +1,116 @@
+"""What a run tells of itself: scalars and records at logged steps, and a table at its end."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torchtitan.tools.logging import logger
+
+from titan_wlb.compat.trainer import metrics_rank, tensorboard_folder
+from titan_wlb.metrics.gather import gather_records, groups_of
+from titan_wlb.metrics.history import History
+from titan_wlb.metrics.jsonl import RecordWriter
+from titan_wlb.metrics.scalars import scalars
+from titan_wlb.metrics.summary import summary_table
+from titan_wlb.planning.plan import StepPlan
+from titan_wlb.planning.planner import Planner, PlannerConfig
+from titan_wlb.planning.workload import ModelShape
+from titan_wlb.records import Layout, StepTimes
+
+# Planning a run again under both packings, for the closing table, looks at no more steps than this.
+MAX_STEPS_COMPARED = 500
+
+
+class Reporter:
+    """Gathers what every rank measured and writes it, on the rank that has TorchTitan's logger.
+
+    Args:
+        metrics_processor: TorchTitan's, whose logger also takes our scalars.
+        shape: of the model, for the operations of packed documents.
+        lengths: of all documents of the index.
+        planner_config: in force at the start of the run.
+    """
+
+    def __init__(
+        self,
+        job_config: Any,
+        parallel_dims: Any,
+        layout: Layout,
+        metrics_processor: Any,
+        *,
+        shape: ModelShape,
+        lengths: np.ndarray,
+        planner_config: PlannerConfig,
+        device: torch.device,
+    ):
+        self.layout, self.device, self.shape, self.lengths = layout, device, shape, lengths
+        self.config = planner_config
+        self.processor = metrics_processor
+        self.groups = groups_of(parallel_dims)
+        self.rank = metrics_rank(layout.size, layout.pp)
+        self.history = History(layout)
+        self._waiting_tokens = self._tokens = self._last_step = 0
+        is_writer = dist.get_rank() == self.rank
+        self.records = RecordWriter(f"{job_config.job.dump_folder}/wlb/records.jsonl") if is_writer else None
+
+    def observe(self, plan: StepPlan) -> None:
+        """Counts a step, logged or not."""
+        self._waiting_tokens += plan.waiting_tokens
+        self._tokens += plan.tokens
+        self._last_step = plan.step
+
+    @property
+    def delay_iterations(self) -> float:
+        """Mean over this process's steps of the tokens that wait after the step / mean tokens trained per step."""
+        return self._waiting_tokens / max(self._tokens, 1)
+
+    def log(self, times: StepTimes, plan: StepPlan, loss: float) -> None:
+        """A logged step; all ranks call it."""
+        records = gather_records(times, self.groups, metrics_rank=self.rank, device=self.device)
+        if not records:
+            return
+        values = scalars(
+            records,
+            self.layout,
+            predicted_imbalance_degree=plan.imbalance_degree,
+            delay_iterations=self.delay_iterations,
+            tokens=plan.tokens,
+            flops=sum(
+                self.shape.flops(length) for micro_batch in plan.micro_batches for length in micro_batch.lengths
+            ),
+            peak_flops=self.processor.gpu_peak_flops if self.device.type == "cuda" else 0.0,
+        )
+        self.processor.logger.log(values, plan.step)
+        assert self.records is not None
+        self.records.write(records, self.layout, values | {"loss": loss})
+        self.history.add(records, predicted_imbalance_degree=plan.imbalance_degree, loss=loss)
+
+    def finish(self) -> None:
+        """The closing table, on every rank's output (launchers show one); all ranks call it after the last step."""
+        table = [self._table() if dist.get_rank() == self.rank else None]
+        dist.broadcast_object_list(table, src=self.rank, device=self.device)
+        logger.info("Training completed\n\n%s\n", table[0])
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self.records is not None:
+            self.records.close()
+
+    def _table(self) -> str:
+        packings = ("original", "variable_length")
+        return summary_table(
+            self.history,
+            packing=self.config.packing,
+            sharding=self.config.sharding,
+            predicted={packing: self._predicted_degree(packing) for packing in packings},
+            delay_iterations=self.delay_iterations,
+            tensorboard_folder=tensorboard_folder(self.processor),
+        )
+
+    def _predicted_degree(self, packing: str) -> float:
+        """Mean imbalance degree of the run's first steps, had it packed this way."""
+        planner = Planner(self.lengths, replace(self.config, packing=packing), dp=1, cp=1)
+        steps = min(self._last_step, MAX_STEPS_COMPARED)
+        return sum(planner.plan().imbalance_degree for _ in range(steps)) / max(steps, 1)

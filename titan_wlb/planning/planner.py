@@ -1,0 +1,203 @@
+"""The whole method as one object: lengths in, a ``StepPlan`` per step out, the same on every rank.
+
+planner = Planner(lengths, config, dp=2, cp=4)
+plan = planner.plan()             # step 1: intake -> packer -> dealing -> shards
+...                               # later, in another process and perhaps on another layout:
+planner = Planner(lengths, config, dp=4, cp=1)
+planner.restore(plan.state)
+planner.plan()                    # step 2, with the micro-batches that the first run would have had
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from titan_wlb.planning.config import USER_KEYS, PlannerConfig
+from titan_wlb.planning.digest import digest_of_index, digest_of_plan, digest_of_values
+from titan_wlb.planning.intake import Intake
+from titan_wlb.planning.packing import Waiting, build_packer
+from titan_wlb.planning.packing.dealing import balanced, in_order
+from titan_wlb.planning.plan import MicroBatch, Segment, StepPlan
+from titan_wlb.planning.sharding import shard
+
+__all__ = ["Planner", "PlannerConfig", "differences"]
+
+_VERSION = 1
+
+
+class Planner:
+    """Plans step after step, without end: epochs follow one another.
+
+    Args:
+        lengths: tokens by document id, BOS and EOS included, each at least 1; a list or an int64 array.
+        config: what the plan depends on.
+        dp: data-parallel ranks (dp_replicate x dp_shard); divides N.
+        cp: context-parallel ranks.
+        fingerprint: of the index's content, where lengths do not tell enough; part of the digest and the state.
+
+    Attributes:
+        config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding``.
+        state: bytes to continue from: after the last plan, or from the beginning. Independent of the layout.
+        digest: hash of all that was planned; before the first plan of config, index and layout. After ``restore`` the
+            chain starts anew from the state.
+
+    Raises:
+        ValueError: there is no document, one has no token, or N does not divide by ``dp``.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | npt.NDArray[np.int64],
+        config: PlannerConfig,
+        *,
+        dp: int,
+        cp: int,
+        fingerprint: str = "",
+    ) -> None:
+        self._lengths = _checked(lengths)
+        self._index = digest_of_index(self._lengths, fingerprint)
+        self._dp, self._cp = dp, cp
+        self._start(config)
+        self.state = self._to_bytes()
+        self.digest = self._first_digest()
+
+    @property
+    def step(self) -> int:
+        """The step planned last; 0 before the first."""
+        return self._step
+
+    def plan(self) -> StepPlan:
+        """The next step. Advances ``state`` and ``digest``."""
+        config = self.config
+        self._step += 1
+        packed, arrived = self._pack()
+        micro_batches = tuple(
+            MicroBatch(segments, config.workload.costs(segment.length for segment in segments)) for segments in packed
+        )
+        trained = [segment for segments in packed for segment in segments]
+        waiting = list(self._waiting)
+        self.state = self._to_bytes()
+        plan = StepPlan(
+            step=self._step,
+            epoch=self._intake.epoch,
+            micro_batches=micro_batches,
+            dp_ranks=self._deal([micro_batch.cost for micro_batch in micro_batches]),
+            shards=tuple(shard(config.sharding, micro_batch.lengths, self._cp) for micro_batch in micro_batches),
+            num_labels=sum(segment.num_labels for segment in trained),
+            arrived=arrived,
+            waiting_documents=len({segment.document for segment in waiting}),
+            waiting_tokens=sum(segment.length for segment in waiting),
+            delay_trained=sum(segment.length * (self._step - segment.document.arrival) for segment in trained),
+            oldest_waiting=max(self._step - segment.document.arrival for segment in trained + waiting),
+            digest="",
+            state=self.state,
+        )
+        self.digest = digest_of_plan(self.digest, plan)
+        return replace(plan, digest=self.digest)
+
+    def restore(self, state: bytes) -> None:
+        """Continues after the step whose plan carried ``state``, whatever the layout of the run that planned it.
+
+        What of the configuration is inside the state stays in force; ``differences`` tells what is not as configured.
+
+        Raises:
+            ValueError: it is no state of ours, is of another index, or its N does not divide by ``dp``.
+        """
+        values = _parse(state)
+        if values["index"] != self._index:
+            raise ValueError(
+                "the checkpoint's data position belongs to another document index: resume with the dataset and "
+                "tokenizer that it was trained on"
+            )
+        self._start(PlannerConfig.from_json(values["config"], sharding=self.config.sharding))
+        self._step = values["step"]
+        self._intake.set_state(values["intake"])
+        self._waiting = Waiting.from_json(values["waiting"], self._lengths)
+        self.state = self._to_bytes()
+        self.digest = self._first_digest()
+
+    def _start(self, config: PlannerConfig) -> None:
+        """Before the first step under ``config``."""
+        if self._dp < 1 or config.num_micro_batches % self._dp:
+            raise ValueError(
+                f"training.global_batch_size {config.num_micro_batches} must be a multiple of the {self._dp} "
+                f"data-parallel ranks"
+            )
+        self.config = config
+        self._packer = build_packer(config)
+        self._step = 0
+        self._intake = Intake(self._lengths, config.seed)
+        self._waiting = self._packer.empty()
+
+    def _pack(self) -> tuple[list[tuple[Segment, ...]], int]:
+        """(the step's micro-batches, how many documents the intake drew for them)."""
+        global_batch = self.config.num_micro_batches * self.config.context_window
+        arrived = self._intake.draw(global_batch, step=self._step)
+        packed, waiting = self._packer.pack(self._waiting, arrived)
+        # With too few documents, since the others wait in queues, further global batches join this step.
+        for _ in range(self._packer.max_extra_draws):
+            if all(packed):
+                break
+            arrived += self._intake.draw_more(global_batch, step=self._step)
+            packed, waiting = self._packer.pack(self._waiting, arrived)
+        assert all(packed), "an empty micro-batch"
+        self._waiting = waiting
+        return packed, len(arrived)
+
+    def _deal(self, costs: Sequence[int]) -> tuple[int, ...]:
+        """Plain-4D deals consecutive micro-batches; all else is balanced over the DP ranks."""
+        return in_order(len(costs), self._dp) if self.config.packing == "original" else balanced(costs, self._dp)
+
+    def _to_bytes(self) -> bytes:
+        values = {
+            "version": _VERSION,
+            "config": self.config.to_json(),
+            "index": self._index,
+            "step": self._step,
+            "intake": list(self._intake.state()),
+            "waiting": self._waiting.to_json(),
+        }
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    def _first_digest(self) -> str:
+        return digest_of_values(self.state.decode("ascii"), self.config.sharding, self._dp, self._cp)
+
+
+def differences(state: bytes, config: PlannerConfig) -> list[str]:
+    """What of a checkpoint's configuration stays in force although ``config`` says something else, a line each.
+
+    Raises:
+        ValueError: ``state`` is no state of ours.
+    """
+    saved, current = _parse(state)["config"], config.to_json()
+    return [
+        f"{USER_KEYS[key]}: {saved[key]} in the checkpoint stays in force, {current[key]} is not used"
+        for key in current
+        if saved[key] != current[key]
+    ]
+
+
+def _checked(lengths: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    array = np.asarray(lengths, dtype=np.int64)
+    if not len(array):
+        raise ValueError("the document index is empty: there is nothing to train on")
+    if array.min() < 1:
+        raise ValueError(f"document {int(array.argmin())} of the index has no token; each must have at least 1")
+    return array
+
+
+def _parse(state: bytes) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(state)
+        version = values["version"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("the checkpoint holds no data position of this program") from None
+    if version != _VERSION:
+        raise ValueError(f"the checkpoint's data position has version {version}, this program reads {_VERSION}")
+    return values
