@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+from titan_wlb.metrics.jsonl import end_torn_line
 from titan_wlb.planning.plan import StepPlan
 
 
 class DocumentsLog:
     """Appends to ``<dump_folder>/wlb/documents.jsonl``.
 
-    A resumed run appends its steps again; of two lines with the same step the later one counts.
+    A resumed run appends its steps again; of two lines with the same step the later one counts, and a line that a kill
+    tore counts as none.
     """
 
     def __init__(self, dump_folder: str):
         self.path = Path(dump_folder) / "wlb" / "documents.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        end_torn_line(self.path)
 
     def append(self, plan: StepPlan) -> None:
         """Writes the step's line and flushes it, so that a killed run loses no step that it trained."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -63,7 +64,9 @@ def _norm(grads: list[torch.Tensor], norm_type: float, clock: StepClock) -> torc
     if not isinstance(norms[0], DTensor):
         return torch.linalg.vector_norm(torch.stack(norms), norm_type)
     # The reduction happens while partial norms are put into one vector, if not when that vector becomes a plain tensor.
-    with clock.wait("fsdp", collective=True):
+    # Over TP ranks alone it counts as compute, as all of TP's collectives do.
+    is_tp_alone = norms[0].device_mesh.mesh_dim_names == ("tp",)
+    with nullcontext() if is_tp_alone else clock.wait("fsdp", collective=True):
         total_norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
         assert isinstance(total_norm, DTensor)
         return total_norm.full_tensor()

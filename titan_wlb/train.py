@@ -6,6 +6,7 @@ exists, and the process ends with :data:`titan_wlb.launch.REFUSED`.
 
 import os
 import sys
+import warnings
 from typing import NoReturn
 
 import titan_wlb.compat.cpu  # noqa: F401  (before torchtitan)
@@ -16,6 +17,7 @@ from torchtitan.tools.logging import init_logger, logger
 
 from titan_wlb import models
 from titan_wlb.agreement import PlanMismatch
+from titan_wlb.data.dataloader import ResumeError
 from titan_wlb.job_config import JobConfig
 from titan_wlb.launch import REFUSED
 from titan_wlb.trainer import WLBTrainer
@@ -25,7 +27,7 @@ from titan_wlb.validate import ConfigError, check_config
 def main() -> None:
     """Trains, or creates the seed checkpoint, as TorchTitan's own ``main`` does."""
     init_logger()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _silence_what_does_not_matter()
     config = _parse(sys.argv[1:])
     models.register()
     trainer: WLBTrainer | None = None
@@ -36,13 +38,24 @@ def main() -> None:
             logger.info("Created seed checkpoint")
         else:
             trainer.train()
-    except (ConfigError, PlanMismatch) as error:
+    except (ConfigError, PlanMismatch, ResumeError) as error:
         _refuse(str(error))
     finally:
         if trainer is not None:
             trainer.close()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _silence_what_does_not_matter() -> None:
+    """Warnings that torch and TorchTitan give on every sound run of ours, and that tell a user nothing."""
+    for message in (
+        "Set timeout is now only supported",  # TorchTitan sets one on its placeholders for axes of one rank
+        "In CPU autocast",  # float32 training on CPUs: autocast has nothing to do
+        "DTensor random operators may not have complete support on cpu",  # parameters are initialised all the same
+    ):
+        warnings.filterwarnings("ignore", message=f"[\\s\\S]*{message}")
+    logger.addFilter(lambda record: "HF assets path  does not exist" not in record.getMessage())
 
 
 def _parse(args: list[str]) -> JobConfig:

@@ -237,6 +237,7 @@ class WLBTrainer(Trainer):
     def train(self) -> None:
         """TorchTitan's loop, closed by a table of where the time went."""
         super().train()
+        self.reporter.config = self.dataloader.planner.config  # a checkpoint's packing stays in force
         self.reporter.finish()
 
     def close(self) -> None:

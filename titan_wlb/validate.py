@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from titan_wlb.data.tokenizer import NO_ASSETS, holds_tokenizer
 from titan_wlb.job_config import WLB, JobConfig
 from titan_wlb.models.llama3_wlb.flavors import FLAVORS
-
-TITAN_DEFAULT_ASSETS = "./tests/assets/tokenizer"
-def has_tokenizer(p): return os.path.exists(os.path.join(p, "tokenizer.json"))
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B")
 
@@ -207,7 +205,7 @@ def _model(config: JobConfig) -> Iterator[str]:
                 f"parallelism.tensor_parallel_degree = {tp} does not divide the {number} {what} of "
                 f"model.flavor = {model.flavor!r}"
             )
-    if model.hf_assets_path not in ("", TITAN_DEFAULT_ASSETS) and not has_tokenizer(model.hf_assets_path):
+    if model.hf_assets_path not in NO_ASSETS and not holds_tokenizer(model.hf_assets_path):
         yield (
             f"model.hf_assets_path = {model.hf_assets_path!r} holds no tokenizer.json; name a folder that does, or "
             "'' for the built-in tokenizer"

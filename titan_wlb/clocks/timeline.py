@@ -27,10 +27,11 @@ _UNTIL_NEXT_MARK: AbstractContextManager[None] = nullcontext()
 class _Wait:
     """A context manager: what happens inside is a wait. Its identity tells collectives apart."""
 
-    __slots__ = ("category", "clock", "group", "timed")
+    __slots__ = ("category", "clock", "column", "group", "timed")
 
     def __init__(self, clock: StepClock, category: str, group: str | None):
         self.clock, self.category, self.group, self.timed = clock, category, group, False
+        self.column = TIMES.index(category)
 
     def __enter__(self) -> None:
         self.timed = self.clock._is_timing()
@@ -146,7 +147,7 @@ class StepClock:
             wall, starved, blocked = self._between(moment, until, wait is not None)
             elapsed += wall
             row = times[section]
-            row[TIMES.index(wait.category) if wait else COMPUTE] += wall - starved
+            row[wait.column if wait else COMPUTE] += wall - starved
             row[STARVED] += starved
             row[BLOCKED] += blocked
             if wait is not None and wait.group:

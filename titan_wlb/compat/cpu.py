@@ -13,6 +13,11 @@ import torch
 import torch._utils as torch_utils
 
 
+# What a CPU core is assumed to do in a second: TorchTitan would take an A100's peak, and the analytic cost model needs
+# some rate (only the ratio of attention to the rest decides a plan).
+CPU_FLOPS_PER_SECOND = 50 * 10**9
+
+
 class _CpuProperties(NamedTuple):
     name: str
     total_memory: int
@@ -74,9 +79,10 @@ def _prepare() -> None:
     torch_utils._get_available_device_type = lambda: "cpu"
     torch_utils._get_device_module = lambda device_type: module if device_type == "cpu" else of_module(device_type)
     try:
-        import torchtitan.tools.utils  # noqa: F401
+        import torchtitan.tools.utils
     finally:
         torch_utils._get_available_device_type, torch_utils._get_device_module = of_type, of_module
+    torchtitan.tools.utils.get_peak_flops = lambda device_name: CPU_FLOPS_PER_SECOND
 
 
 def _stand_in_for_moe_kernels() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from titan_wlb.compat.async_tensor import wait_for
 
 __all__ = ["Exchange"]
 
@@ -34,8 +36,10 @@ class Exchange:
         """[cp * T, ...] of every rank -> [T, ...], this rank's rows summed over the ranks."""
         return self._redistribute(rows, Partial(), Shard(0))
 
-    def _redistribute(self, rows: torch.Tensor, source: Any, target: Any) -> torch.Tensor:
+    @torch.no_grad()  # else to_local() would hand out a tensor that is still on its way
+    def _redistribute(self, rows: torch.Tensor, source: Placement, target: Placement) -> torch.Tensor:
         tensor = DTensor.from_local(rows, self.mesh, [source], run_check=False)
         issued = tensor.redistribute(placements=[target], async_op=True)
         with nullcontext() if self.clock is None else self.clock.wait("cp", collective=True):
-            return issued.to_local()
+            # to_local() hands the collective on while it is under way; this is where the host waits for it
+            return wait_for(issued.to_local())

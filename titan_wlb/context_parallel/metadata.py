@@ -18,17 +18,15 @@ keys under a causal mask aligned bottom-right. The keys come from the all-gather
 Source: ours; the prefix trick is how FlashAttention's varlen kernels mask when there are more keys than queries.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from titan_wlb.compat.opaque import SUPPORTED, OpaqueBase, handle_of, register_opaque
+from titan_wlb.context_parallel.exchange import Exchange
 from titan_wlb.planning.plan import ShardPlan
-
-if TYPE_CHECKING:
-    from titan_wlb.context_parallel.exchange import Exchange
 
 __all__ = ["AttentionMetadata", "build_metadata"]
 
@@ -93,8 +91,6 @@ class AttentionMetadata(OpaqueBase):
         Raises:
             ValueError: the mesh has another size than the shard plan.
         """
-        from titan_wlb.context_parallel.exchange import Exchange
-
         size = 1 if mesh is None else mesh.size()
         if size != self.cp:
             raise ValueError(f"attention metadata was built for {self.cp} CP ranks, but the cp mesh has {size}")

@@ -31,12 +31,15 @@ def attention(
     Args:
         q_BTHD: [1, T, H, D] with positions already rotated in.
         k_BTHD, v_BTHD: [1, T, Hkv, D]; Hkv divides H.
-        metadata: ``AttentionMetadata.argument`` of this micro-batch, bound; T is its ``padded_tokens``.
+        metadata: ``AttentionMetadata`` of this micro-batch, bound, or its ``argument`` (under torch.compile where torch
+            lacks opaque objects); T is its ``padded_tokens``.
         scale: factor on the scores, as a rule 1 / sqrt(D).
 
     Returns:
         [1, T, H, D]; rows of padding are zero and get zero gradients.
     """
+    if not opaque.SUPPORTED and isinstance(metadata, AttentionMetadata):
+        metadata = metadata.argument
     out_THD, _ = _forward(q_BTHD.squeeze(0), k_BTHD.squeeze(0), v_BTHD.squeeze(0), metadata, scale)
     return out_THD.unsqueeze(0)
 
@@ -92,20 +95,29 @@ def define_ops(name: str, metadata_type: type) -> Any:
     return forward
 
 
-def _run_forward(q_THD, k_THD, v_THD, metadata: AttentionMetadata, scale: float):
+def _run_forward(
+    q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, metadata: AttentionMetadata, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [T, H, D], lse [H, T]) of this rank's rows."""
     assert q_THD.shape[0] == metadata.padded_tokens, (q_THD.shape, metadata.padded_tokens)
     k_KHD, v_KHD = _pack_keys(k_THD, v_THD, metadata)
     rows = metadata.num_tokens
     if rows == 0:
         return q_THD.new_zeros(q_THD.shape), q_THD.new_zeros(q_THD.shape[1::-1], dtype=_lse_dtype(q_THD.dtype))
-    out, lse = document_attention(
-        q_THD[:rows], k_KHD, v_KHD, *_segments_of(metadata), scale, backend=metadata.backend
-    )
+    out, lse = document_attention(q_THD[:rows], k_KHD, v_KHD, *_segments_of(metadata), scale, backend=metadata.backend)
     return _pad_rows(out, metadata.padded_tokens), _pad_rows(lse.T, metadata.padded_tokens).T.contiguous()
 
 
-def _run_backward(dout_THD, q_THD, k_THD, v_THD, out_THD, lse_HT, metadata: AttentionMetadata, scale: float):
+def _run_backward(
+    dout_THD: torch.Tensor,
+    q_THD: torch.Tensor,
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    out_THD: torch.Tensor,
+    lse_HT: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq [T, H, D], dk [T, Hkv, D], dv [T, Hkv, D]) of this rank's rows, dk and dv summed over the group."""
     k_KHD, v_KHD = _pack_keys(k_THD, v_THD, metadata)
     rows = metadata.num_tokens
@@ -126,17 +138,22 @@ def _run_backward(dout_THD, q_THD, k_THD, v_THD, out_THD, lse_HT, metadata: Atte
     return _pad_rows(dq, metadata.padded_tokens), *_unpack_key_gradients(dk, dv, metadata)
 
 
-def _pack_keys(k_THD, v_THD, metadata: AttentionMetadata):
+def _pack_keys(
+    k_THD: torch.Tensor, v_THD: torch.Tensor, metadata: AttentionMetadata
+) -> tuple[torch.Tensor, torch.Tensor]:
     """This rank's K and V rows -> the packed key prefixes of its segments, [K, Hkv, D] each."""
     if metadata.gather_index is None:
         return k_THD[: metadata.num_tokens], v_THD[: metadata.num_tokens]
+    assert metadata.exchange is not None or metadata.cp == 1, "attention metadata was not bound to its cp mesh"
     rows = torch.stack((k_THD, v_THD), dim=1)
     if metadata.exchange is not None:
         rows = metadata.exchange.all_gather(rows)
     return rows.index_select(0, metadata.gather_index).unbind(1)
 
 
-def _unpack_key_gradients(dk_KHD, dv_KHD, metadata: AttentionMetadata):
+def _unpack_key_gradients(
+    dk_KHD: torch.Tensor, dv_KHD: torch.Tensor, metadata: AttentionMetadata
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the packed keys -> those of this rank's own rows, [T, Hkv, D] each."""
     if metadata.gather_index is None:
         return _pad_rows(dk_KHD, metadata.padded_tokens), _pad_rows(dv_KHD, metadata.padded_tokens)
@@ -159,7 +176,7 @@ def _pad_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
     return padded
 
 
-def _segments_of(metadata: AttentionMetadata):
+def _segments_of(metadata: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor, int, int]:
     return metadata.cu_seqlens_q, metadata.cu_seqlens_k, metadata.max_q, metadata.max_k
 
 

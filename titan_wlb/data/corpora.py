@@ -67,6 +67,7 @@ def build_corpus(name: str, path: str | Path | None = None, *, memory: Path | No
     """The corpus that ``training.dataset`` and ``dataset_path`` name.
 
     Args:
+        path: needed for text and jsonl; for python_stdlib another folder of Python sources.
         memory: a file that remembers what a Hugging Face name stood for, for machines that cannot reach the hub.
 
     Raises:
@@ -83,6 +84,17 @@ def build_corpus(name: str, path: str | Path | None = None, *, memory: Path | No
     from titan_wlb.data.hugging_face import hugging_face_corpus  # imports datasets: slow
 
     return hugging_face_corpus(name, path, memory=memory)
+
+
+def problem_of(document: RawDocument) -> str:
+    """Why a document is bad, which is unreadable, undecodable or without text; "" if it is not."""
+    if document.text is None:
+        return document.problem
+    try:
+        document.text.encode("utf-8")
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can hold
+        return _reason(error)
+    return "" if document.text.strip() else "no text"
 
 
 _PATHS = {

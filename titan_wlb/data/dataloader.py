@@ -21,11 +21,15 @@ from torchtitan.components.dataloader import BaseDataLoader
 from titan_wlb.data.index import Index
 from titan_wlb.data.local_batch import MakeMetadata, StepBatch, read_step
 from titan_wlb.planning.plan import StepPlan
-from titan_wlb.planning.planner import Planner, differences
+from titan_wlb.planning.planner import Planner, PlannerConfig, differences
 
 _SECONDS_TO_STOP = 10.0
 
 logger = logging.getLogger(__name__)
+
+
+class ResumeError(ValueError):
+    """A checkpoint that this run cannot go on from; the text is one line for the person who started it."""
 
 
 class BalancedDataLoader(BaseDataLoader):
@@ -46,7 +50,7 @@ class BalancedDataLoader(BaseDataLoader):
         read_ahead: steps that lie ready at most.
 
     Attributes:
-        planner: as given.
+        planner: as given; it runs ahead of training, only its ``config`` means something to others.
     """
 
     def __init__(
@@ -95,22 +99,30 @@ class BalancedDataLoader(BaseDataLoader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on behind the step whose state this is, on whatever layout; drops what was read ahead.
 
+        With ``agree``, which waits for other ranks that may not have read ahead as far, before the first ``next`` only.
+
         Raises:
-            ValueError: the state is of another index, or does not fit this layout.
+            ResumeError: the state is of another index, or this run was built for other shapes.
         """
         state = state_dict.get("planner", b"")
         if not state:
             return
         self.close()
-        for difference in differences(state, self.planner.config):
-            logger.warning(f"the checkpoint's packing stays in force: {difference}")
-        self.planner.restore(state)
+        assert self._ahead is None, "the loader still waits for other ranks to agree on a plan"
+        configured = self.planner.config
+        try:
+            notes = differences(state, configured)
+            self.planner.restore(state)
+        except ValueError as error:
+            raise ResumeError(f"cannot resume: {error}") from None
+        _check_shapes(self.planner.config, configured)
+        for note in notes:
+            logger.warning(note)
         self._state = state
 
     def close(self) -> None:
         """Stops the background thread; drops what was read ahead, which a later ``next`` plans again."""
-        if self._ahead is not None:
-            self._ahead.stop()
+        if self._ahead is not None and self._ahead.stop():
             self._ahead = None
 
     def _start(self) -> _Ahead:
@@ -133,6 +145,22 @@ class BalancedDataLoader(BaseDataLoader):
             cp_rank=self._cp_rank,
             tp=self._tp,
             make_metadata=self._make_metadata,
+        )
+
+
+def _check_shapes(in_force: PlannerConfig, configured: PlannerConfig) -> None:
+    """Raises where a checkpoint's packing does not fit the schedule and the RoPE table that this run has built."""
+    saved, current = in_force.num_micro_batches, configured.num_micro_batches
+    if saved != current:
+        raise ResumeError(
+            f"training.global_batch_size = {current} cannot replace the checkpoint's {saved} on resume; use {saved}, "
+            "or start a new run from the model alone (checkpoint.initial_load_path)"
+        )
+    saved, current = in_force.context_window, configured.context_window
+    if saved > current:
+        raise ResumeError(
+            f"training.seq_len = {current} is below the checkpoint's context window of {saved}, which stays in force "
+            f"on resume; use {saved}, or start a new run from the model alone (checkpoint.initial_load_path)"
         )
 
 
@@ -162,14 +190,17 @@ class _Ahead:
         with self._changed:
             return self._wait()
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Whether the thread has ended: it may be inside an agreement whose other ranks are gone."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join(_SECONDS_TO_STOP)  # it may be inside a collective whose other ranks are gone
+        self._thread.join(_SECONDS_TO_STOP)
+        return not self._thread.is_alive()
 
     def _wait(self) -> StepBatch:
         """The first one; what went wrong comes behind the steps that went well, and stays."""
+        assert not self._stopped
         self._changed.wait_for(lambda: self._ready or self._error is not None)
         if not self._ready:
             assert self._error is not None

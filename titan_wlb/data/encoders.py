@@ -18,7 +18,7 @@ import numpy as np
 from titan_wlb.data.once import DamagedError
 
 BYTES = 256
-SAMPLE_BYTES = 64 << 20  # what a BPE is trained on, from the corpus's beginning
+SAMPLE_CHARACTERS = 64 << 20  # what a BPE is trained on, from the corpus's beginning
 
 
 class Encoder(Protocol):
@@ -129,10 +129,11 @@ class HuggingFaceEncoder:
         # a document is neither cut nor filled up, whatever the file was last used for
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._before = [] if tokenizer.hf_adds_bos or tokenizer.bos_id is None else [tokenizer.bos_id]
-        self._after = [] if tokenizer.hf_adds_eos or tokenizer.eos_id is None else [tokenizer.eos_id]
+        adds = self._tokenizer.encode("").ids
+        self._before = [] if tokenizer.bos_id is None or tokenizer.bos_id in adds else [tokenizer.bos_id]
+        self._after = [] if tokenizer.eos_id is None or tokenizer.eos_id in adds else [tokenizer.eos_id]
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self.num_special = len(self._tokenizer.encode("").ids) + len(self._before) + len(self._after)
+        self.num_special = len(adds) + len(self._before) + len(self._after)
         described = f"hugging face 1 {self._before} {self._after} {self._tokenizer.to_str()}"
         self.fingerprint = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
@@ -145,7 +146,7 @@ class HuggingFaceEncoder:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
-    """Train a byte-level BPE on the first 64 MiB of text and store it; the same texts give the same file.
+    """Train a byte-level BPE on the first 64 Mi characters and store it; the same texts give the same file.
 
     Args:
         vocab_size: with BOS and EOS; at least 258, which is the bytes alone. Few texts may give fewer tokens.
@@ -174,7 +175,7 @@ def encoder_of(tokenizer: Any) -> Encoder:
 def _sample(texts: Iterable[str]) -> Iterator[str]:
     taken = 0
     for text in texts:
-        if taken >= SAMPLE_BYTES:
+        if taken >= SAMPLE_CHARACTERS:
             return
         taken += len(text)
         yield text

@@ -44,5 +44,5 @@ def index_from_config(
         encoder_of(tokenizer),
         root if root is not None else index_root(job_config),
         num_processes=num_processes,
-        on_bad_document=job_config.wlb.on_bad_document,  # type: ignore[attr-defined]
+        on_bad_document=job_config.wlb.on_bad_document,
     )

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import shutil
 import sys
 import zlib
 from collections import deque
@@ -23,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from titan_wlb.data.corpora import Corpus, RawDocument
+from titan_wlb.data.corpora import Corpus, RawDocument, problem_of
 from titan_wlb.data.encoders import Encoder
 from titan_wlb.data.index import (
     FORMAT,
@@ -120,12 +119,9 @@ def build_index(
                 progress.update(batch.position - progress.n)
             progress.update((corpus.num_bytes or progress.n) - progress.n)
         writer.close()
-    except BaseException:
+    finally:
         writer.file.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     if not writer.segments:
-        shutil.rmtree(folder, ignore_errors=True)
         first = f" of {bad.number:,}, the first: {bad.examples[0]}" if bad.number else ""
         raise ValueError(f"training.dataset: {corpus.name} holds no document with text{first}")
     meta = IndexMeta(
@@ -164,13 +160,7 @@ class _Batch:
 
 def _good_documents(corpus: Corpus, bad: _BadDocuments) -> Iterator[RawDocument]:
     for document in corpus:
-        problem = document.problem
-        if document.text is not None:
-            problem = "" if document.text.strip() else "no text"
-            try:
-                document.text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                problem = f"UnicodeEncodeError: {error}"
+        problem = problem_of(document)
         if problem:
             bad.add(RawDocument(document.origin, None, document.position, problem))
         else:

@@ -14,6 +14,7 @@ builders, should a lock ever be taken wrongly, cost time and nothing else.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -78,6 +79,8 @@ def built_once(
 def _build(path: Path, build: Callable[[Path], None], what: str) -> None:
     logger.info(f"building the {what} once: {path}")
     begin = time.monotonic()
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.part-*"):  # of a builder that was killed
+        _remove(leftover)
     unique = uuid.uuid4().hex[:8]
     part = path.with_name(f"{path.name}.part-{unique}")
     try:

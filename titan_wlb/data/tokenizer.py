@@ -21,11 +21,20 @@ from torchtitan.config import JobConfig
 from torchtitan.config.job_config import Model
 from torchtitan.protocols.train_spec import get_train_spec
 
+from titan_wlb.data.corpora import problem_of
 from titan_wlb.data.encoders import BYTES, BpeEncoder, ByteEncoder, train_bpe
 from titan_wlb.data.from_config import corpus_from_config, index_root
 from titan_wlb.data.once import built_once
 
-_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # what TorchTitan's HuggingFaceTokenizer can read
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # what TorchTitan's HuggingFaceTokenizer can read
+
+# what model.hf_assets_path says where nobody set it, or somebody wants the built-in tokenizer
+NO_ASSETS = ("", next(str(field.default) for field in dataclasses.fields(Model) if field.name == "hf_assets_path"))
+
+
+def holds_tokenizer(folder: str) -> bool:
+    """Whether TorchTitan's tokenizer can be read from a folder."""
+    return any(Path(folder, name).exists() for name in FILES)
 
 
 class BuiltInTokenizer(BaseTokenizer):
@@ -63,8 +72,8 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
         ValueError: a path without a tokenizer, or a vocabulary that the model cannot hold; in one line.
     """
     model = job_config.model
-    vocab_size = int(get_train_spec(model.name).model_args[model.flavor].vocab_size)  # type: ignore[attr-defined]
-    if model.hf_assets_path and any(Path(model.hf_assets_path, name).exists() for name in _FILES):
+    vocab_size = int(get_train_spec(model.name).model_args[model.flavor].vocab_size)
+    if model.hf_assets_path and holds_tokenizer(model.hf_assets_path):
         tokenizer = HuggingFaceTokenizer(model.hf_assets_path)
         largest = max(tokenizer.get_vocab().values())
         if largest >= vocab_size:
@@ -73,9 +82,9 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
                 f"{model.flavor!r} only a vocabulary of {vocab_size:,}"
             )
         return tokenizer
-    if model.hf_assets_path not in ("", _default_of_torchtitan()):
+    if model.hf_assets_path not in NO_ASSETS:
         raise ValueError(
-            f"model.hf_assets_path = {model.hf_assets_path!r} holds none of {', '.join(_FILES)}; "
+            f"model.hf_assets_path = {model.hf_assets_path!r} holds none of {', '.join(FILES)}; "
             "'' takes the built-in tokenizer"
         )
     smallest = BYTES + 2
@@ -90,14 +99,10 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
 def _bpe(job_config: JobConfig, vocab_size: int) -> BpeEncoder:
     corpus = corpus_from_config(job_config)
     described = hashlib.blake2b(f"bpe 1 {vocab_size} {corpus.fingerprint}".encode(), digest_size=16).hexdigest()
-    texts = (document.text for document in corpus)
+    texts = (document.text for document in corpus if document.text is not None and not problem_of(document))
     return built_once(
         index_root(job_config) / f"tokenizer-{described}.json",
         BpeEncoder,
-        lambda part: train_bpe((text for text in texts if text is not None), vocab_size, part),
+        lambda part: train_bpe(texts, vocab_size, part),
         f"tokenizer of {vocab_size:,} tokens",
     )
-
-
-def _default_of_torchtitan() -> str:
-    return next(str(field.default) for field in dataclasses.fields(Model) if field.name == "hf_assets_path")

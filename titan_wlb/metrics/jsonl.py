@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class RecordWriter:
     def __init__(self, path: str | Path):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        end_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, records: Sequence[StepRecord], layout: Layout, measures: Mapping[str, Any]) -> None:
@@ -42,6 +44,15 @@ class RecordWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def end_torn_line(path: str | Path) -> None:
+    """Ends a last line that a kill tore, so that it does not swallow the line that is appended next."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def read_records(path: str | Path) -> Iterator[tuple[int, Layout, dict[str, Any], list[StepRecord]]]:

@@ -80,7 +80,7 @@ class Reporter:
             flops=sum(
                 self.shape.flops(length) for micro_batch in plan.micro_batches for length in micro_batch.lengths
             ),
-            peak_flops=self.processor.gpu_peak_flops if self.device.type == "cuda" else 0.0,
+            peak_flops=self.processor.gpu_peak_flops,
         )
         self.processor.logger.log(values, plan.step)
         assert self.records is not None
@@ -91,7 +91,7 @@ class Reporter:
         """The closing table, on every rank's output (launchers show one); all ranks call it after the last step."""
         table = [self._table() if dist.get_rank() == self.rank else None]
         dist.broadcast_object_list(table, src=self.rank, device=self.device)
-        logger.info("Training completed\n\n%s\n", table[0])
+        logger.info("The run in short\n\n%s\n", table[0])
 
     def close(self) -> None:
         """Closes the files."""

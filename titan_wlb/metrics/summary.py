@@ -98,7 +98,8 @@ def _notes(history: History) -> list[str]:
     if shares:
         notes.append(f"  Waiting for a slower rank: {' and '.join(shares)}; the rest is transfer.")
     blocked = max(totals.mean("blocked") for totals in history.totals)
-    if blocked >= 1.0:
+    # Page faults of a loaded machine cost some, too: what matters is a visible share of the step.
+    if blocked >= max(1.0, 0.005 * max(totals.mean("wall") for totals in history.totals)):
         notes.append(
             f"  Up to {blocked:.1f} ms of compute were spent off the core: a wait that no clock knows, or a sleep."
         )

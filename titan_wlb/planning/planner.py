@@ -43,6 +43,7 @@ class Planner:
 
     Attributes:
         config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding``.
+        step: the step planned last; 0 before the first.
         state: bytes to continue from: after the last plan, or from the beginning. Independent of the layout.
         digest: hash of all that was planned; before the first plan of config, index and layout. After ``restore`` the
             chain starts anew from the state.
@@ -67,15 +68,10 @@ class Planner:
         self.state = self._to_bytes()
         self.digest = self._first_digest()
 
-    @property
-    def step(self) -> int:
-        """The step planned last; 0 before the first."""
-        return self._step
-
     def plan(self) -> StepPlan:
         """The next step. Advances ``state`` and ``digest``."""
         config = self.config
-        self._step += 1
+        self.step += 1
         packed, arrived = self._pack()
         micro_batches = tuple(
             MicroBatch(segments, config.workload.costs(segment.length for segment in segments)) for segments in packed
@@ -84,7 +80,7 @@ class Planner:
         waiting = list(self._waiting)
         self.state = self._to_bytes()
         plan = StepPlan(
-            step=self._step,
+            step=self.step,
             epoch=self._intake.epoch,
             micro_batches=micro_batches,
             dp_ranks=self._deal([micro_batch.cost for micro_batch in micro_batches]),
@@ -93,8 +89,8 @@ class Planner:
             arrived=arrived,
             waiting_documents=len({segment.document for segment in waiting}),
             waiting_tokens=sum(segment.length for segment in waiting),
-            delay_trained=sum(segment.length * (self._step - segment.document.arrival) for segment in trained),
-            oldest_waiting=max(self._step - segment.document.arrival for segment in trained + waiting),
+            delay_trained=sum(segment.length * (self.step - segment.document.arrival) for segment in trained),
+            oldest_waiting=max(self.step - segment.document.arrival for segment in trained + waiting),
             digest="",
             state=self.state,
         )
@@ -116,7 +112,7 @@ class Planner:
                 "tokenizer that it was trained on"
             )
         self._start(PlannerConfig.from_json(values["config"], sharding=self.config.sharding))
-        self._step = values["step"]
+        self.step = int(values["step"])
         self._intake.set_state(values["intake"])
         self._waiting = Waiting.from_json(values["waiting"], self._lengths)
         self.state = self._to_bytes()
@@ -131,20 +127,20 @@ class Planner:
             )
         self.config = config
         self._packer = build_packer(config)
-        self._step = 0
+        self.step = 0
         self._intake = Intake(self._lengths, config.seed)
         self._waiting = self._packer.empty()
 
     def _pack(self) -> tuple[list[tuple[Segment, ...]], int]:
         """(the step's micro-batches, how many documents the intake drew for them)."""
         global_batch = self.config.num_micro_batches * self.config.context_window
-        arrived = self._intake.draw(global_batch, step=self._step)
+        arrived = self._intake.draw(global_batch, step=self.step)
         packed, waiting = self._packer.pack(self._waiting, arrived)
         # With too few documents, since the others wait in queues, further global batches join this step.
         for _ in range(self._packer.max_extra_draws):
             if all(packed):
                 break
-            arrived += self._intake.draw_more(global_batch, step=self._step)
+            arrived += self._intake.draw_more(global_batch, step=self.step)
             packed, waiting = self._packer.pack(self._waiting, arrived)
         assert all(packed), "an empty micro-batch"
         self._waiting = waiting
@@ -159,7 +155,7 @@ class Planner:
             "version": _VERSION,
             "config": self.config.to_json(),
             "index": self._index,
-            "step": self._step,
+            "step": self.step,
             "intake": list(self._intake.state()),
             "waiting": self._waiting.to_json(),
         }

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from titan_wlb.compat.fsdp_waits import install_fsdp_waits, remove_fsdp_waits
 from titan_wlb.compat.pipeline_waits import install_pipeline_waits, remove_pipeline_waits
 from titan_wlb.gradient_norm import clip_grad_norm_
 from titan_wlb.metrics.gather import Groups, gather_records
-from titan_wlb.records import pack
+from titan_wlb.records import StepTimes, pack
 
 DELAY_S = 0.1
 STEPS = 12
@@ -52,7 +53,7 @@ class Block(nn.Module):
         time.sleep(DELAY_S)
         Block.naps.append((start, time.perf_counter_ns()))
 
-    naps: list[tuple[int, int]] = []
+    naps: ClassVar[list[tuple[int, int]]] = []
 
 
 class MarkedStage(PipelineStage):
@@ -75,15 +76,48 @@ def main(rank: int, port: int, path: str) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    results = {}
-    for name, scenario in (("fsdp", _fsdp), ("pp", _pp_1f1b), ("pp_interleaved_fsdp", _pp_interleaved)):
-        for place in ("forward", "backward") if name != "pp_interleaved_fsdp" else ("forward",):
-            results[f"{name} {place}"] = scenario(rank, place)
+    planted = {
+        f"{name}, {place}": scenario(rank, place)
+        for name, scenario, places in (
+            ("FSDP", _fsdp, ("forward", "backward", "norm")),
+            ("FSDP gathering ahead", _fsdp_ahead, ("head",)),
+            ("HSDP", _hsdp, ("backward",)),
+            ("1F1B", _pp_1f1b, ("forward", "backward", "norm")),
+            ("Interleaved1F1B", _pp_interleaved, ("forward",)),
+        )
+        for place in places
+    }
     with open(f"{path}.{rank}", "w") as file:
-        json.dump(results, file)
+        json.dump({"planted": planted, "transfer": _transfer(rank), "norms": _norms(rank)}, file)
     dist.barrier()
     with suppress(Exception):
         dist.destroy_process_group()
+
+
+def _transfer(rank):
+    """Two collectives, each with another late rank: transfer is 1 + 2 ms, not min(11, 12)."""
+    times = StepTimes(5, (), {"cp": (1.0, 10.0) if rank else (10.0, 2.0), "fsdp": (4.0,) * (rank + 1)})
+    records = gather_records(times, Groups(cp=dist.group.WORLD, fsdp=dist.group.WORLD), metrics_rank=1)
+    return [(r.rank, r.times.step, r.cp_transfer_ms, r.fsdp_transfer_ms) for r in records]
+
+
+def _norms(rank):
+    """Gradient norms of a sharded model over two ranks: ours, torch's; and how far the clipped gradients differ."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(Block(), Block(), nn.Linear(WIDTH, 3))
+        fully_shard(model, mesh=mesh)
+        _sum_reductions(model)
+        torch.manual_seed(rank)
+        model(torch.randn(1, ROWS, WIDTH)).square().sum().backward()
+        models.append(model)
+    ours = clip_grad_norm_(models[0].parameters(), 1.0, CpuClock())
+    theirs = torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0).full_tensor()
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    difference = max((a.grad.to_local() - b.grad.to_local()).abs().max().item() for a, b in pairs)
+    return ours.item(), theirs.item(), difference
 
 
 def _steps(rank, clock, blocks, place, step, groups=None):
@@ -126,8 +160,8 @@ def _overlap(naps, intervals, category):
     )
 
 
-def _fsdp(rank, place):
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
+def _fsdp(rank, place, mesh=None, gathers_ahead=False):
+    mesh = mesh or init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
     torch.manual_seed(0)
     model = nn.Sequential(*(Block() for _ in range(4)))
     blocks = list(model)
@@ -143,18 +177,37 @@ def _fsdp(rank, place):
     def step():
         with clock.wait("data"):
             time.sleep(0.001)
+        if blocks[0].sleep_in == "head":
+            blocks[0].nap()
         for micro_batch in range(2):
             clock.mark("F", 0, micro_batch)
+            if gathers_ahead:
+                for block in blocks:
+                    block.unshard(async_op=True)
             loss = model(x).square().mean()
             clock.mark("B", 0, micro_batch)
             loss.backward()
+        if blocks[0].sleep_in == "norm":
+            clock.mark("R", 0)
+            blocks[0].nap()
         clip_grad_norm_(model.parameters(), 1.0, clock)
         optimizer.step()
         optimizer.zero_grad()
 
-    seen = _steps(rank, clock, blocks, place, step, Groups(fsdp=mesh.get_group()))
+    groups = {name: mesh.get_group(name) for name in mesh.mesh_dim_names}
+    seen = _steps(rank, clock, blocks, place, step, Groups(**groups))
     remove_fsdp_waits()
     return seen
+
+
+def _fsdp_ahead(rank, place):
+    """All gathers of a forward are issued before it, asynchronously, as the pipeline's UNSHARD actions do."""
+    return _fsdp(rank, place, gathers_ahead=True)
+
+
+def _hsdp(rank, place):
+    """Two replicas of one shard: the only exposed reduction is the all-reduce over the replicas."""
+    return _fsdp(rank, place, init_device_mesh("cpu", (2, 1), mesh_dim_names=("dp_replicate", "fsdp")))
 
 
 def _pp_1f1b(rank, place):
@@ -166,21 +219,14 @@ def _pp_1f1b(rank, place):
 
 
 def _pp_interleaved(rank, place):
-    """Two stages a rank, each sharded by an FSDP group of one pipeline rank: gathers run ahead, asynchronously."""
-    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("pp", "fsdp"))
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("pp",))
     torch.manual_seed(0)
     blocks = [Block(), Block()]
-    parts = [nn.Sequential(block) for block in blocks]
-    for block, part in zip(blocks, parts, strict=True):
-        fully_shard(block, mesh=mesh["fsdp"])
-        fully_shard(part, mesh=mesh["fsdp"])
-        _sum_reductions(part)
-    return _pipeline(rank, place, mesh["pp"], blocks, parts, ScheduleInterleaved1F1B)
+    return _pipeline(rank, place, mesh, blocks, [nn.Sequential(block) for block in blocks], ScheduleInterleaved1F1B)
 
 
 def _pipeline(rank, place, mesh, blocks, parts, schedule_class):
     clock = CpuClock()
-    install_fsdp_waits(parts, clock)
     install_pipeline_waits(clock)
     example = torch.randn(1, ROWS, WIDTH, requires_grad=True)
     stages = [
@@ -209,13 +255,14 @@ def _pipeline(rank, place, mesh, blocks, parts, schedule_class):
             schedule.step(x)
         else:
             schedule.step(target=torch.zeros_like(x), losses=[])
+        if blocks[0].sleep_in == "norm":
+            blocks[0].nap()
         clip_grad_norm_(parameters, 1.0, clock, mesh)
         for parameter in parameters:
             parameter.grad = None
 
     seen = _steps(rank, clock, blocks, place, step)
     remove_pipeline_waits()
-    remove_fsdp_waits()
     return seen
 
 

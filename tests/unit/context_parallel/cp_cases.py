@@ -97,7 +97,7 @@ def assemble(case: Case, shard: ShardPlan, locals_: list[list[torch.Tensor]]) ->
     whole = [torch.full_like(x, float("nan")) for x in (case.q, case.q, case.k, case.v)]
     for cp_rank, results in enumerate(locals_):
         rows = rows_of(shard, cp_rank)
-        for target, local in zip(whole, results):
+        for target, local in zip(whole, results, strict=True):
             target[rows] = local[: len(rows)]
             assert not local[len(rows) :].any(), "padding must be zero"
     return whole

@@ -27,7 +27,7 @@ def test_equals_dense_attention_forward_and_backward(cp, strategy, lengths, head
     case = random_case(sum(lengths), heads)
     plan = shard(strategy, lengths, cp)
     found = emulate(case, plan, plan.padded_tokens(4) + 3)
-    for name, x, expected in zip(NAMES, found, case.results(lengths)):
+    for name, x, expected in zip(NAMES, found, case.results(lengths), strict=True):
         torch.testing.assert_close(x, expected, rtol=1e-11, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -37,7 +37,7 @@ def test_is_as_exact_as_the_dtype_allows(cp, dtype, tolerance):
     lengths = LENGTHS["mixed"]
     case = random_case(sum(lengths), HEADS["grouped"], dtype)
     plan = shard("per_document", lengths, cp)
-    for x, expected in zip(emulate(case, plan, plan.padded_tokens(4)), case.results(lengths)):
+    for x, expected in zip(emulate(case, plan, plan.padded_tokens(4)), case.results(lengths), strict=True):
         assert x.dtype == dtype
         assert relative_error(x, expected) < tolerance
 
@@ -47,7 +47,7 @@ def test_a_shard_s_order_of_chunks_does_not_matter():
     case = random_case(13, (4, 2))
     plan = shard("per_document", lengths, 2)
     turned = type(plan)(plan.strategy, plan.lengths, tuple(tuple(reversed(rank)) for rank in plan.ranks))
-    for x, y in zip(emulate(case, plan, 8), emulate(case, turned, 8)):
+    for x, y in zip(emulate(case, plan, 8), emulate(case, turned, 8), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
 
 
@@ -101,7 +101,7 @@ class TestHandles:
         def attend(q, k, v, _, scale):
             return self.attend(q, k, v, opaque.handle_of(metadata), scale)
 
-        for x, y in zip(run_rank(case, plan, metadata, 0, attend), run_rank(case, plan, metadata, 0)):
+        for x, y in zip(run_rank(case, plan, metadata, 0, attend), run_rank(case, plan, metadata, 0), strict=True):
             assert torch.equal(x, y)
 
     def test_compile_nothing_anew(self):

@@ -34,7 +34,7 @@ def test_each_chunk_gets_its_document_s_first_keys_in_order(lengths, strategy, c
     for rank in range(cp):
         metadata = build_metadata(plan, rank, padded)
         index = metadata.gather_index
-        keys = buffer[: metadata.num_tokens] if index is None else buffer[index]
+        keys = buffer[: metadata.num_tokens] if index is None else buffer[index.numpy()]
         k_offsets, q_offsets = metadata.cu_seqlens_k.tolist(), metadata.cu_seqlens_q.tolist()
         assert k_offsets[-1] == len(keys) and q_offsets[-1] == metadata.num_tokens == plan.tokens[rank]
         for i, chunk in enumerate(plan.ranks[rank]):
@@ -61,7 +61,7 @@ def test_one_rank_with_cut_documents_still_sees_their_beginnings():
 
 
 def test_a_mesh_of_another_size_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="built for 2 CP ranks, but the cp mesh has 1$"):
+    with pytest.raises(ValueError, match=r"built for 2 CP ranks, but the cp mesh has 1$"):
         build_metadata(shard("per_document", (9,), 2), 0, 8).bind(None, "cpu")
 
 

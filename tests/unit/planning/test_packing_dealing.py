@@ -19,9 +19,9 @@ def test_the_drawn_example():
 
 
 def test_a_swap_mends_what_longest_first_leaves():
-    # Longest first gives 10 + 6 + 5 = 21 and 9 + 7 + 1 = 17.
+    # Longest first gives 10 + 6 + 5 = 21 and 9 + 7 + 1 = 17; 10 against 9 is the best swap.
     costs = [10, 9, 7, 6, 5, 1]
-    assert sums(costs, balanced(costs, 2), 2) == [19, 19]
+    assert sorted(sums(costs, balanced(costs, 2), 2)) == [18, 20]
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.randoms(use_true_random=False))

@@ -59,4 +59,8 @@ def test_the_95th_percentile_is_a_step_that_happened():
 
 def test_no_step_measures_as_balanced_and_without_delay():
     measures = PackingMeasures()
-    assert (measures.imbalance_degree_p95, measures.imbalance_time_weighted, measures.delay_iterations_mean) == (1, 1, 0)
+    assert (measures.imbalance_degree_p95, measures.imbalance_time_weighted, measures.delay_iterations_mean) == (
+        1,
+        1,
+        0,
+    )

@@ -39,6 +39,7 @@ def check_kernel(
         ("out", "lse", "dq", "dk", "dv"),
         (out, lse, *gradients),
         (expected_out, expected_lse, *(x.grad for x in exact)),
+        strict=True,
     )
     for name, found, expected in pairs:
         error = ((found.double() - expected).norm() / expected.norm()).item()

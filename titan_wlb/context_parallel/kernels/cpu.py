@@ -1,13 +1,19 @@
 """Attention over packed documents on the CPU: exact, in O(tokens) memory.
 
 torch's blocked CPU kernel has a causal mask for squares alone. A query range [a, b) of a document is therefore two
-calls, merged by their log-sum-exp:
+calls, merged by their log-sum-exp (ours):
 
-    keys      0 ........ a ... b
-    queries a |  full    |\\    |
-            . |  prefix  |  \\  |  diagonal
-            b |          |    \\|
+                0             a         b   keys
+            a   +-------------+---------+
+    queries     |    full     | \\causal |
+            b   +-------------+---------+
+
+The backward calls the kernel's backward on both parts with the merged output and log-sum-exp. K/V heads are never
+repeated for grouped queries: the kernel reads each for its group.
 """
+
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
@@ -16,60 +22,87 @@ from titan_wlb.compat.attention import cpu_backward, cpu_forward
 __all__ = ["backward", "forward"]
 
 
-def forward(q_THD, k_KHD, v_KHD, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale):
+def forward(
+    q_THD: torch.Tensor,
+    k_KHD: torch.Tensor,
+    v_KHD: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``document_attention``."""
-    out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
-    lse_HT = q_THD.new_empty(q_THD.shape[1], q_THD.shape[0], dtype=_accumulated(q_THD.dtype))
-    for queries, prefix, diagonal in _segments(cu_seqlens_q, cu_seqlens_k):
+    out_THD = q_THD.new_empty(q_THD.shape)
+    lse_dtype = torch.float64 if q_THD.dtype == torch.float64 else torch.float32
+    lse_HT = q_THD.new_empty(q_THD.shape[1::-1], dtype=lse_dtype)
+    for queries, parts in _segments(cu_seqlens_q, cu_seqlens_k):
         q = _heads_first(q_THD[queries])
-        out, lse = cpu_forward(q, _heads_first(k_KHD[diagonal]), _heads_first(v_KHD[diagonal]), True, scale)
-        if prefix.stop > prefix.start:
-            before = cpu_forward(q, _heads_first(k_KHD[prefix]), _heads_first(v_KHD[prefix]), False, scale)
-            out, lse = _merge(out, lse, *before)
+        results = [
+            cpu_forward(q, _heads_first(k_KHD[keys]), _heads_first(v_KHD[keys]), causal, scale)
+            for keys, causal in parts
+        ]
+        out, lse = _merge(*results) if len(results) == 2 else results[0]
         out_THD[queries] = out[0].transpose(0, 1)
         lse_HT[:, queries] = lse[0]
     return out_THD, lse_HT
 
 
-def backward(dout_THD, q_THD, k_KHD, v_KHD, out_THD, lse_HT, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale):
+def backward(
+    dout_THD: torch.Tensor,
+    q_THD: torch.Tensor,
+    k_KHD: torch.Tensor,
+    v_KHD: torch.Tensor,
+    out_THD: torch.Tensor,
+    lse_HT: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``document_attention_backward``."""
-    dq_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
-    dk_KHD = torch.empty_like(k_KHD, memory_format=torch.contiguous_format)
-    dv_KHD = torch.empty_like(v_KHD, memory_format=torch.contiguous_format)
-    for queries, prefix, diagonal in _segments(cu_seqlens_q, cu_seqlens_k):
+    dq_THD, dk_KHD, dv_KHD = (x.new_empty(x.shape) for x in (q_THD, k_KHD, v_KHD))
+    for queries, parts in _segments(cu_seqlens_q, cu_seqlens_k):
         dout, q, out = (_heads_first(x[queries]) for x in (dout_THD, q_THD, out_THD))
         lse = lse_HT[:, queries].unsqueeze(0)
-        dq = None
-        for keys, causal in ((diagonal, True), (prefix, False)):
-            if keys.stop == keys.start:
-                continue
+        dqs = []
+        for keys, causal in parts:
             k, v = _heads_first(k_KHD[keys]), _heads_first(v_KHD[keys])
-            part, dk, dv = cpu_backward(dout, q, k, v, out, lse, causal, scale)
-            dq = part if dq is None else dq + part
+            dq, dk, dv = cpu_backward(dout, q, k, v, out, lse, causal, scale)
+            dqs.append(dq[0].transpose(0, 1))
             dk_KHD[keys] = dk[0].transpose(0, 1)
             dv_KHD[keys] = dv[0].transpose(0, 1)
-        dq_THD[queries] = dq[0].transpose(0, 1)
+        dq_THD[queries] = dqs[0] + dqs[1] if len(dqs) == 2 else dqs[0]
     return dq_THD, dk_KHD, dv_KHD
 
 
-def _segments(cu_seqlens_q, cu_seqlens_k):
-    """Per segment the slices of its query rows, its keys before the first query, and its keys beside the queries."""
-    q_offsets, k_offsets = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    for q_start, q_stop, k_start, k_stop in zip(q_offsets, q_offsets[1:], k_offsets, k_offsets[1:]):
-        first = k_stop - (q_stop - q_start)
-        yield slice(q_start, q_stop), slice(k_start, first), slice(first, k_stop)
+def _segments(
+    cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor
+) -> Iterator[tuple[slice, list[tuple[slice, bool]]]]:
+    """Per segment the slice of its query rows, and one or two (slice of keys, whether causal) that make it up."""
+    bounds = zip(pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
+    for (q_start, q_stop), (k_start, k_stop) in bounds:
+        first = k_stop - (q_stop - q_start)  # the key beside the first query
+        if q_stop - q_start == 1:
+            parts = [(slice(k_start, k_stop), False)]
+        elif first == k_start:
+            parts = [(slice(k_start, k_stop), True)]
+        else:
+            parts = [(slice(k_start, first), False), (slice(first, k_stop), True)]
+        yield slice(q_start, q_stop), parts
 
 
-def _merge(out_a, lse_a, out_b, lse_b):
-    """Attention to two disjoint sets of keys -> attention to both. out [1, H, T, D], lse [1, H, T]."""
+def _merge(
+    before: tuple[torch.Tensor, torch.Tensor], beside: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out [1, H, T, D], lse [1, H, T]) of attention to two disjoint sets of keys -> those of attention to both."""
+    (out_a, lse_a), (out_b, lse_b) = before, beside
     lse = torch.logaddexp(lse_a, lse_b)
     weight_a, weight_b = (lse_a - lse).exp().unsqueeze(-1), (lse_b - lse).exp().unsqueeze(-1)
     return (out_a * weight_a + out_b * weight_b).to(out_a.dtype), lse
 
 
-def _heads_first(x_THD):
+def _heads_first(x_THD: torch.Tensor) -> torch.Tensor:
+    """[T, H, D] -> [1, H, T, D], a view."""
     return x_THD.transpose(0, 1).unsqueeze(0)
-
-
-def _accumulated(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32

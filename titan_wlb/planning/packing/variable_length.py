@@ -5,7 +5,7 @@
     step 1    arrives  A 8, B 3, C 2, D 2     A waits in the queue: one outlier would make one micro-batch heavy
               new      B 3, C 2, D 2          micro-batches [B] [C D], work 9 and 8
     step 2    arrives  E 9, F 2, G 1          the queue holds A, E: N of them, both are released
-              new      E 9, A 8, F 2, G 1     micro-batches [E G] [A F], work 82 and 68
+              new      E 9, A 8, F 2, G 1     micro-batches [E] [A F G], work 81 and 69
 
 Per step, to the letter (paper, section 4, algorithm 1):
 

@@ -18,8 +18,8 @@ from titan_wlb.planning.plan import Chunk, ShardPlan
 def per_sequence(lengths: Sequence[int], cp: int) -> ShardPlan:
     """The shards of a micro-batch whose segments have ``lengths`` tokens, in this order, over ``cp`` ranks."""
     base, extra = divmod(sum(lengths), 2 * cp)
-    # The first chunks get the extra tokens: at most one per rank for the first CP of them, then a second one.
-    chunks = _cut(lengths, [base + (place < extra) for place in range(2 * cp)])
+    sizes = [base + (place < extra) for place in range(2 * cp)]  # extra tokens go round the ranks, as in per_document
+    chunks = _cut(lengths, sizes[:cp] + sizes[cp:][::-1])
     ranks = [_join(chunks[rank] + chunks[2 * cp - 1 - rank]) for rank in range(cp)]
     return ShardPlan("per_sequence", tuple(lengths), tuple(ranks))
 
