@@ -2,18 +2,14 @@
 
 from typing import Any
 
-import torch
-from torchtitan.tools.utils import get_peak_flops
-
-from titan_wlb.compat.cpu import CPU_FLOPS_PER_SECOND
 from titan_wlb.job_config import JobConfig
 from titan_wlb.models.llama3_wlb.flavors import ffn_dim
 from titan_wlb.planning.planner import PlannerConfig
 from titan_wlb.planning.workload import ModelShape, analytic
 
-# FLOP/s that the analytic cost model assumes of a GPU. Only the ratio of attention to the rest decides a plan, so the
-# rate scales predicted times and nothing else.
-GPU_PERCENT_OF_PEAK = 40
+# Of the device's peak, what the analytic cost model assumes to be reached. Only the ratio of attention to the rest
+# decides a plan, so this scales predicted times and nothing else.
+PERCENT_OF_PEAK = 40
 
 
 def model_shape(model_args: Any) -> ModelShape:
@@ -29,11 +25,9 @@ def model_shape(model_args: Any) -> ModelShape:
     )
 
 
-def assumed_flops_per_second(device: torch.device) -> int:
-    """The rate at which the analytic cost model turns operations into time: a CPU core's, or 40 % of a GPU's peak."""
-    if device.type == "cpu":
-        return CPU_FLOPS_PER_SECOND
-    return int(get_peak_flops(torch.cuda.get_device_name(device))) * GPU_PERCENT_OF_PEAK // 100
+def assumed_flops_per_second(metrics_processor: Any) -> int:
+    """The rate at which the analytic cost model turns operations into time, of one device."""
+    return int(metrics_processor.gpu_peak_flops) * PERCENT_OF_PEAK // 100
 
 
 def planner_config(job_config: JobConfig, model_args: Any, flops_per_second: int) -> PlannerConfig:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
@@ -90,7 +91,7 @@ class WLBTrainer(Trainer):
         _, dp_rank, cp_rank, _ = self.layout.coordinates(dist.get_rank())
         planner = Planner(
             index.lengths,
-            planner_config(config, self.model_args, assumed_flops_per_second(self.device)),
+            planner_config(config, self.model_args, assumed_flops_per_second(self.metrics_processor)),
             dp=self.layout.dp,
             cp=self.layout.cp,
             fingerprint=index.fingerprint,
@@ -172,7 +173,8 @@ class WLBTrainer(Trainer):
                 losses = self._run_pipeline(inputs, kwargs, labels, rows)
             else:
                 losses = self._accumulate(inputs, kwargs, labels)
-        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
+        loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
+        return loss.full_tensor() if isinstance(loss, DTensor) else loss  # of loss parallel: the same on all TP ranks
 
     def _run_pipeline(
         self,

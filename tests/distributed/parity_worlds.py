@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,7 +146,8 @@ def run_rank(rank: int, ranks: int, store: Path, layouts: list[Layout], folder: 
             torch.save(result, folder / layout.name / f"rank{rank}.part")
             os.replace(folder / layout.name / f"rank{rank}.part", folder / layout.name / f"rank{rank}.pt")
         except BaseException:
-            (folder / layout.name / "error.txt").write_text(f"rank {rank}\n{traceback.format_exc()}")
+            with suppress(FileExistsError), open(folder / layout.name / "error.txt", "x") as error:
+                error.write(f"rank {rank}\n{traceback.format_exc()}")  # the first one is the cause
             os._exit(1)
     dist.barrier()
     os._exit(0)

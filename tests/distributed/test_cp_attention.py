@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from titan_wlb.context_parallel.dynamic import mark_dynamic_hook
+from titan_wlb.context_parallel.exchange import Exchange
 from titan_wlb.context_parallel.metadata import AttentionMetadata, build_metadata
 from titan_wlb.context_parallel.op import attention
 from titan_wlb.planning.sharding import shard
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "context_parallel"))
 from cp_cases import HEADS, LENGTHS, SCALE, assemble, random_case, run_rank
 
 WORLD = 4
+LATE = 0.4  # seconds
 CASES = [
     (cp, strategy, name, heads, padding)
     for cp in (2, 4)
@@ -59,6 +62,14 @@ def test_every_collective_is_the_size_that_the_plan_says(results, cp):
     assert results["exchanged"][cp]
 
 
+def test_a_late_peer_is_waited_for_inside_the_timed_wait(results):
+    assert all(seconds > LATE / 2 for seconds in results["waited"])
+
+
+def test_without_gradients_nothing_is_still_on_its_way(results):
+    assert results["finished"]
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_metadata_passes_through_fsdp_s_mixed_precision_untouched(results, compiled):
     assert results["fsdp"][compiled]["seen"]
@@ -83,6 +94,10 @@ def worker(rank: int, folder: str) -> None:
         error = parity(mesh, "per_document", LENGTHS["mixed"], HEADS["grouped"], 0, torch.bfloat16)
         results["errors"]["bfloat16", cp] = error
         results["waits"][cp], results["exchanged"][cp] = watch_exchange(mesh)
+    rows = torch.full((2, 3), float(rank))
+    gathered = Exchange(meshes[WORLD]).all_gather(rows)  # gradients are enabled here, as nothing turned them off
+    results["finished"] = type(gathered) is torch.Tensor and gathered[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    results["waited"] = wait_for_a_late_peer(meshes[WORLD])
     for compiled in (False, True):
         results["fsdp"][compiled] = train_under_fsdp(meshes[WORLD], compiled)
     if rank == 0:
@@ -134,6 +149,26 @@ def watch_exchange(mesh) -> tuple[list[tuple[str, bool]], bool]:
     run_rank(random_case(14, (4, 2)), plan, metadata, mesh.get_local_rank())
     whole = 8 * mesh.size()
     return clock.waits, shapes == [(8, whole), (8, whole), (whole, 8)]
+
+
+def wait_for_a_late_peer(mesh) -> list[float]:
+    """Seconds timed in a gather and in a scatter for which the last rank comes late."""
+    waited = []
+
+    class Stopwatch:
+        @contextmanager
+        def wait(self, category: str, *, collective: bool = False):
+            start = time.perf_counter()
+            yield
+            waited.append(time.perf_counter() - start)
+
+    exchange = Exchange(mesh, Stopwatch())
+    for collective in (exchange.all_gather, exchange.reduce_scatter):
+        dist.barrier()
+        if mesh.get_local_rank() == mesh.size() - 1:
+            time.sleep(LATE)
+        collective(torch.ones(mesh.size(), 2))
+    return waited
 
 
 class Block(nn.Module):

@@ -13,9 +13,8 @@ import torch
 import torch._utils as torch_utils
 
 
-# What a CPU core is assumed to do in a second: TorchTitan would take an A100's peak, and the analytic cost model needs
-# some rate (only the ratio of attention to the rest decides a plan).
-CPU_FLOPS_PER_SECOND = 50 * 10**9
+# Peak of a CPU core in FLOP/s, of the right order; TorchTitan would take an A100's.
+CPU_PEAK_FLOPS = 100 * 10**9
 
 
 class _CpuProperties(NamedTuple):
@@ -82,7 +81,7 @@ def _prepare() -> None:
         import torchtitan.tools.utils
     finally:
         torch_utils._get_available_device_type, torch_utils._get_device_module = of_type, of_module
-    torchtitan.tools.utils.get_peak_flops = lambda device_name: CPU_FLOPS_PER_SECOND
+    torchtitan.tools.utils.get_peak_flops = lambda device_name: CPU_PEAK_FLOPS
 
 
 def _stand_in_for_moe_kernels() -> None:

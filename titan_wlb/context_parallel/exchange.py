@@ -36,7 +36,6 @@ class Exchange:
         """[cp * T, ...] of every rank -> [T, ...], this rank's rows summed over the ranks."""
         return self._redistribute(rows, Partial(), Shard(0))
 
-    @torch.no_grad()  # else to_local() would hand out a tensor that is still on its way
     def _redistribute(self, rows: torch.Tensor, source: Placement, target: Placement) -> torch.Tensor:
         tensor = DTensor.from_local(rows, self.mesh, [source], run_check=False)
         issued = tensor.redistribute(placements=[target], async_op=True)

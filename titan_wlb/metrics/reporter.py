@@ -77,9 +77,7 @@ class Reporter:
             predicted_imbalance_degree=plan.imbalance_degree,
             delay_iterations=self.delay_iterations,
             tokens=plan.tokens,
-            flops=sum(
-                self.shape.flops(length) for micro_batch in plan.micro_batches for length in micro_batch.lengths
-            ),
+            flops=sum(self.shape.flops(length) for micro_batch in plan.micro_batches for length in micro_batch.lengths),
             peak_flops=self.processor.gpu_peak_flops,
         )
         self.processor.logger.log(values, plan.step)
