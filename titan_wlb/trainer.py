@@ -16,7 +16,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import utils as dist_utils
-from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_wlb.agreement import PlanAgreement

@@ -15,9 +15,10 @@ MICRO_BATCHES = 4
 MAX_NORM = 0.5  # below every step's norm, so that clipping bites
 TOLERANCE = 1e-5
 
-# Six layers give Interleaved1F1B on PP 2 its four stages. The vocabulary is the byte tokenizer's.
+# Four layers, one a stage, give PP 4 and Interleaved1F1B on PP 2 their four stages. The vocabulary is the byte
+# tokenizer's.
 FLAVOR = "parity"
-SHAPE = {"dim": 64, "n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 258, "multiple_of": 32}
+SHAPE = {"dim": 64, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 258, "multiple_of": 32}
 
 # With seed 1198 the first step holds documents of 3, 5, 128 and a piece of the one of 302 tokens, and a later
 # micro-batch is one document of 5 tokens: fewer than 2 x CP, and one row on some ranks of CP 4.
@@ -36,6 +37,8 @@ SHARED = (
     "--activation_checkpoint.mode=none",
     "--checkpoint.enable",
     "--comm.trace_buf_size=0",
+    "--parallelism.pipeline_parallel_first_stage_less_layers=0",
+    "--parallelism.pipeline_parallel_last_stage_less_layers=0",
 )
 PARITY = (
     f"--training.dataset_path={DOCUMENTS / 'parity.jsonl'}",

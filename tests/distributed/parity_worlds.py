@@ -95,6 +95,7 @@ def main(folder: Path, names: list[str]) -> None:
     models.register()
     # TorchTitan's first rank sleeps two seconds at the end of a run
     torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
+    gc.freeze()  # ranks would visit all that was imported at every collection
     layouts = [layout for layout in LAYOUTS if layout.ranks == 1 or not names or layout.name in names]
     for layout in layouts:
         (folder / layout.name).mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class VariableLength:
     def _delay_outliers(
         self, waiting: Sequence[Sequence[Segment]], arrived: Sequence[Document]
     ) -> tuple[list[Segment], tuple[tuple[Segment, ...], ...]]:
-        """(what is trained now if it fits, released ones first; the queues after that)."""
+        """(what is trained now if it fits; the queues after that)."""
         fresh: list[Segment] = []
         queues = [list(queue) for queue in waiting]
         for segment in pieces(arrived, self.context_window):
