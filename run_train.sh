@@ -22,7 +22,7 @@ gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 layout=()
 if [ "$(basename "$CONFIG_FILE")" = debug_cpu.toml ]; then
   # The demo's layout follows from the ranks; flags of the user come later and overrule it.
-  cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+  cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)  # nproc takes OMP_NUM_THREADS for cores
   if [ "$gpus" -gt 0 ]; then units="$gpus GPUs"; most=$gpus; else units="$cores cores"; most=$cores; fi
   if [ -z "${NGPU:-}" ]; then
     if [ "$most" -ge 4 ]; then NGPU=4; elif [ "$most" -ge 2 ]; then NGPU=2; else NGPU=1; fi

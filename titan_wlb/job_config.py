@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import titan_wlb.compat.cpu  # noqa: F401  (before torchtitan)
+
+# isort: split
 from torchtitan.config import JobConfig as TitanJobConfig
 from torchtitan.config.job_config import Training as TitanTraining
 
@@ -19,14 +21,15 @@ class WLB:
 
     packing: Literal["original", "variable_length"] = "variable_length"
     """"original" packs documents in arrival order and cuts them every training.seq_len tokens (Plain-4D);
-    "variable_length" balances predicted work over the micro-batches of a step and delays outlier documents (WLB-LLM)."""
+    "variable_length" balances predicted work over a step's micro-batches and delays outlier documents (WLB-LLM)."""
 
     outlier_thresholds: list[int] = field(default_factory=list)
     """Tokens from which on a document waits in an outlier queue, ascending, one queue each.
     Empty: a quarter, a half and three quarters of training.seq_len."""
 
     max_tokens: int = 0
-    """Largest number of real tokens in a micro-batch; 0 means twice training.seq_len. "original" always uses training.seq_len."""
+    """Largest number of real tokens in a micro-batch; 0 means twice training.seq_len. "original" always uses
+    training.seq_len."""
 
     sharding: Literal["per_sequence", "per_document"] = "per_document"
     """How a micro-batch is cut for context parallelism: into 2 x CP chunks as a whole, or document by document."""
@@ -38,7 +41,7 @@ class WLB:
     """What to do with a document that cannot be read or decoded, or has no text."""
 
     log_documents: bool = False
-    """Append a JSON line per step to <job.dump_folder>/wlb/documents.jsonl: which documents were in which micro-batch."""
+    """Append a JSON line per step to <job.dump_folder>/wlb/documents.jsonl: the documents of each micro-batch."""
 
 
 @dataclass

@@ -25,9 +25,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import titan_wlb.compat.cpu  # noqa: F401  (before torchtitan)
+
+# isort: split
 import torch
 import torch.distributed as dist
 import torchtitan.train
+from parity_layouts import FLAVOR, LAYOUTS, PARITY, SHAPE, SHARED, Layout
+from parity_stock import train_stock
 from torch.distributed.tensor import DTensor
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3.model.args import TransformerModelArgs
@@ -38,9 +42,6 @@ from titan_wlb.models.llama3_wlb.flavors import FLAVORS
 from titan_wlb.planning.plan import StepPlan
 from titan_wlb.trainer import WLBTrainer
 from titan_wlb.validate import check_config
-
-from parity_layouts import FLAVOR, LAYOUTS, PARITY, SHAPE, SHARED, Layout
-from parity_stock import train_stock
 
 SECONDS_PER_WORLD = 240
 CHECK_AGAINST_STOCK = ("one_process", "one_process_original")
@@ -156,7 +157,13 @@ def run_rank(rank: int, ranks: int, store: Path, layouts: list[Layout], folder: 
 
 def create_seed_checkpoint(folder: Path) -> None:
     """TorchTitan's own, as ``main`` makes it."""
-    args = [*SHARED, *PARITY, f"--job.dump_folder={folder}", "--checkpoint.folder=.", "--checkpoint.create_seed_checkpoint"]
+    args = [
+        *SHARED,
+        *PARITY,
+        f"--job.dump_folder={folder}",
+        "--checkpoint.folder=.",
+        "--checkpoint.create_seed_checkpoint",
+    ]
     trainer = WLBTrainer(parsed(args, 1))
     trainer.checkpointer.save(curr_step=0, last_step=True)
     trainer.close()

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from parity_layouts import EAGER, MAX_NORM, MICRO_BATCHES, STEPS, WINDOW
-from parity_results import assert_same_training, of_rank_0, segments, of_all_ranks
+from parity_results import assert_same_training, of_all_ranks, of_rank_0, segments
 
 PACKINGS = ["one_process", "one_process_original"]
 

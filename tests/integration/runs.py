@@ -80,7 +80,7 @@ def launch(
     Args:
         config: the TOML file.
         run: whose folder is the job's dump folder.
-        plant: what planted_train.py is to do; None runs the program as it is.
+        plant: what killed_train.py is to do; None runs the program as it is.
         status: that the launcher must end with; -9 where it is to be killed.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def launch(
     command = [sys.executable, "-m", "titan_wlb.launch", f"--nproc_per_node={ranks}"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--local-ranks-filter", "0", "--tee", "3"]
     command += ["--log-dir", str(log.with_suffix(".ranks"))]
-    command += ["-m", "titan_wlb.train" if plant is None else "planted_train", "--job.config_file", str(config)]
+    command += ["-m", "titan_wlb.train" if plant is None else "killed_train", "--job.config_file", str(config)]
     command += ["--job.dump_folder", str(run.folder), *flags]
     with open(log, "w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed is the run that was not stopped: to the bit on its own layout, but for rounding on others.
+"""A run that is killed and resumed is the run that was not stopped: to the bit, on other layouts but for rounding.
 
 seed        one rank                step 0
 straight    DP 2                    1 2 3 4 5 6 7 8 9    checkpoints 3, 6, 9
@@ -12,7 +12,7 @@ moved       CP 2                          4 5 6|         from the straight run's
 elsewhere   PP 2 x CP 2             1 2 3|               from the seed, Interleaved1F1B
             TP 2                    1 2 3|               from the seed
 
-An epoch lasts about three steps. Each row is a start of the program.
+An epoch lasts three to four steps. Each row is a start of the program.
 """
 
 import json
@@ -113,7 +113,7 @@ def straight(place, config, seed) -> Run:
 
 @pytest.fixture(scope="module")
 def killed(place, config, seed) -> Run:
-    """The same, killed at three moments; a torn line in documents.jsonl, as of a kill within a write, is planted too."""
+    """The same, killed at three moments; a line of documents.jsonl torn by a kill is planted too."""
     run = seed.copy(place / "killed", 0)
     launch(config, run, ranks=2, plant={"kill": ["saved", 3]}, status=KILLED)
     launch(config, run, ranks=2, plant={"kill": ["training", 5]}, status=KILLED)
@@ -217,7 +217,7 @@ def test_every_document_is_trained_exactly_once_per_epoch_across_the_resumes(req
 
 def test_what_the_checkpoint_packed_with_stays_in_force_and_the_log_says_so_in_a_line_each(killed):
     log = (killed.folder / "life-3.log").read_text()
-    said = [line.split(" - ")[-1] for line in log.splitlines() if "in the checkpoint stays in force" in line]
+    said = [line.split(" WARNING - ")[-1] for line in log.splitlines() if "in the checkpoint stays in force" in line]
     assert [line.split(":")[0] for line in said] == [
         "wlb.packing",
         "wlb.max_tokens",
@@ -228,17 +228,28 @@ def test_what_the_checkpoint_packed_with_stays_in_force_and_the_log_says_so_in_a
     assert "this run: variable_length" in log, "the closing table"
 
 
-def test_another_number_of_micro_batches_is_refused_in_one_line(place, config, straight):
-    run = straight.copy(place / "another N", 3)
-    output = launch(config, run, ["--training.global_batch_size", "8"], ranks=1, status=REFUSED)
-    assert refusal(output).startswith("training.global_batch_size = 8 cannot replace the checkpoint's 4 on resume")
-
-
-def test_a_checkpoint_of_another_corpus_is_refused_in_one_line(place, config, straight):
-    run = straight.copy(place / "another corpus", 3)
-    write_corpus(place / "other.jsonl", seed=1)
-    output = launch(config, run, ["--training.dataset_path", str(place / "other.jsonl")], ranks=1, status=REFUSED)
-    assert refusal(output).startswith("cannot resume: the checkpoint's data position belongs to another document index")
+@pytest.mark.parametrize(
+    ("key", "value", "refusal"),
+    [
+        (
+            "training.global_batch_size",
+            "8",
+            "training.global_batch_size = 8 cannot replace the checkpoint's 4 on resume",
+        ),
+        ("training.seq_len", "64", "training.seq_len = 64 is below the checkpoint's context window of 128"),
+        ("training.dataset_path", "other.jsonl", "cannot resume: the checkpoint's data position belongs to another"),
+    ],
+    ids=["another N", "a smaller window", "another corpus"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(place, config, straight, key, value, refusal):
+    run = straight.copy(place / f"refused for {key}", 3)
+    if key == "training.dataset_path":
+        value = str(place / value)
+        write_corpus(Path(value), seed=1)
+    output = launch(config, run, [f"--{key}", value], ranks=1, status=REFUSED)
+    *_, last = output.splitlines()
+    assert f"titan_wlb: {refusal}" in last
+    assert "Traceback" not in output and "torch/distributed/elastic" not in output
 
 
 @pytest.mark.parametrize(
@@ -284,10 +295,3 @@ def assert_close(found: dict, expected: dict) -> None:
 
 def without_dealing(line: dict) -> list:
     return [(part["tokens"], part["cost"], part["documents"]) for part in line["micro_batches"]]
-
-
-def refusal(output: str) -> str:
-    """The one line that says what is wrong."""
-    (line,) = [line for line in output.splitlines() if "titan_wlb: " in line]
-    assert "Traceback" not in output
-    return line.split("titan_wlb: ", 1)[1]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch._utils as torch_utils
 
-
 # Peak of a CPU core in FLOP/s, of the right order; TorchTitan would take an A100's.
 CPU_PEAK_FLOPS = 100 * 10**9
 

@@ -105,7 +105,7 @@ def _run_forward(
     if rows == 0:
         return q_THD.new_zeros(q_THD.shape), q_THD.new_zeros(q_THD.shape[1::-1], dtype=_lse_dtype(q_THD.dtype))
     out, lse = document_attention(q_THD[:rows], k_KHD, v_KHD, *_segments_of(metadata), scale, backend=metadata.backend)
-    return _pad_rows(out, metadata.padded_tokens), _pad_rows(lse.T, metadata.padded_tokens).T.contiguous()
+    return _pad_rows(out, metadata.padded_tokens), _pad_columns(lse, metadata.padded_tokens)
 
 
 def _run_backward(
@@ -174,6 +174,11 @@ def _pad_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
     padded = x.new_zeros(rows, *x.shape[1:])
     padded[: x.shape[0]] = x
     return padded
+
+
+def _pad_columns(x: torch.Tensor, columns: int) -> torch.Tensor:
+    """Like ``_pad_rows``, of a matrix's columns."""
+    return x.contiguous() if x.shape[1] == columns else torch.nn.functional.pad(x, (0, columns - x.shape[1]))
 
 
 def _segments_of(metadata: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor, int, int]:

@@ -29,8 +29,6 @@ def pipeline_llm_wlb(
     *args: Any,
 ) -> tuple[Any, list[nn.Module], bool, bool]:
     """TorchTitan's ``pipeline_llm``: splits the model, parallelises each part, builds the schedule."""
-    make_stage = partial(
-        VariableLengthStage, width=model_args.dim, dtype=activation_dtype(parallel_dims, job_config)
-    )
+    make_stage = partial(VariableLengthStage, width=model_args.dim, dtype=activation_dtype(parallel_dims, job_config))
     with building_stages_with(make_stage):
         return pipeline_llm(model, parallel_dims, job_config, device, model_args, *args)

@@ -10,6 +10,7 @@ as queries; the causal mask is aligned bottom-right, so that the last query sees
 Shape legend: T query rows, K packed key rows, H query heads, Hkv key/value heads (H a multiple of it), D head dim.
 """
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -69,6 +70,7 @@ def document_attention_backward(
     )
 
 
+@cache
 def _kernel(backend: str) -> ModuleType:
     """A backend's module; imported when used, since it may need a package that is not installed."""
     assert backend in BACKENDS, backend

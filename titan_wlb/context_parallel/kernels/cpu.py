@@ -33,9 +33,7 @@ def forward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``document_attention``."""
-    out_THD = q_THD.new_empty(q_THD.shape)
-    lse_dtype = torch.float64 if q_THD.dtype == torch.float64 else torch.float32
-    lse_HT = q_THD.new_empty(q_THD.shape[1::-1], dtype=lse_dtype)
+    outs, lses = [], []
     for queries, parts in _segments(cu_seqlens_q, cu_seqlens_k):
         q = _heads_first(q_THD[queries])
         results = [
@@ -43,9 +41,9 @@ def forward(
             for keys, causal in parts
         ]
         out, lse = _merge(*results) if len(results) == 2 else results[0]
-        out_THD[queries] = out[0].transpose(0, 1)
-        lse_HT[:, queries] = lse[0]
-    return out_THD, lse_HT
+        outs.append(_tokens_first(out))
+        lses.append(lse[0])
+    return _joined(outs), _joined(lses, dim=1)
 
 
 def backward(
@@ -62,19 +60,18 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``document_attention_backward``."""
-    dq_THD, dk_KHD, dv_KHD = (x.new_empty(x.shape) for x in (q_THD, k_KHD, v_KHD))
+    dqs, dks, dvs = [], [], []
     for queries, parts in _segments(cu_seqlens_q, cu_seqlens_k):
         dout, q, out = (_heads_first(x[queries]) for x in (dout_THD, q_THD, out_THD))
         lse = lse_HT[:, queries].unsqueeze(0)
-        dqs = []
-        for keys, causal in parts:
-            k, v = _heads_first(k_KHD[keys]), _heads_first(v_KHD[keys])
-            dq, dk, dv = cpu_backward(dout, q, k, v, out, lse, causal, scale)
-            dqs.append(dq[0].transpose(0, 1))
-            dk_KHD[keys] = dk[0].transpose(0, 1)
-            dv_KHD[keys] = dv[0].transpose(0, 1)
-        dq_THD[queries] = dqs[0] + dqs[1] if len(dqs) == 2 else dqs[0]
-    return dq_THD, dk_KHD, dv_KHD
+        results = [
+            cpu_backward(dout, q, _heads_first(k_KHD[keys]), _heads_first(v_KHD[keys]), out, lse, causal, scale)
+            for keys, causal in parts
+        ]
+        dqs.append(_tokens_first(results[0][0] if len(results) == 1 else results[0][0] + results[1][0]))
+        dks += [_tokens_first(dk) for _, dk, _ in results]
+        dvs += [_tokens_first(dv) for _, _, dv in results]
+    return _joined(dqs), _joined(dks), _joined(dvs)
 
 
 def _segments(
@@ -101,6 +98,16 @@ def _merge(
     lse = torch.logaddexp(lse_a, lse_b)
     weight_a, weight_b = (lse_a - lse).exp().unsqueeze(-1), (lse_b - lse).exp().unsqueeze(-1)
     return (out_a * weight_a + out_b * weight_b).to(out_a.dtype), lse
+
+
+def _joined(parts: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """One tensor, contiguous. The kernel's results lie token after token: a document alone is not copied."""
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _tokens_first(x_BHTD: torch.Tensor) -> torch.Tensor:
+    """[1, H, T, D] -> [T, H, D], a view."""
+    return x_BHTD[0].transpose(0, 1)
 
 
 def _heads_first(x_THD: torch.Tensor) -> torch.Tensor:

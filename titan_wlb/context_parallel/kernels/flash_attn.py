@@ -1,7 +1,7 @@
 """The flash-attn package (2.8): FlashAttention 2 on Ampere GPUs and later.
 
 Its autograd function cannot be used, since our op has a backward of its own that brings out and lse; the functions
-beneath it can, by keyword. Rows of K and V may be strided. ``deterministic`` stays off, as in flash-attn's default.
+beneath it can, by keyword. Rows of K and V may be strided. The backward is deterministic where torch is asked to be.
 """
 
 import torch
@@ -76,6 +76,6 @@ def backward(
         window_size_right=-1,
         softcap=0.0,
         alibi_slopes=None,
-        deterministic=False,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return dq.to(q_THD.dtype), dk.to(k_KHD.dtype), dv.to(v_KHD.dtype)

@@ -5,7 +5,7 @@
 | 550M | 16 | 1536 | 16 | 16 | 4,096 | 32,000 | 0.55 B |
 | 7B | 32 | 4096 | 32 | 32 | 11,008 | 32,000 | 6.7 B |
 | 30B | 48 | 7168 | 56 | 56 | 19,456 | 32,000 | 30.4 B |
-| 70B | 80 | 8192 | 64 | 16 | 28,672 | 32,000 | 70.2 B |
+| 70B | 80 | 8192 | 64 | 16 | 28,672 | 32,000 | 70.3 B |
 
 70B has 16 K/V heads since TP 16 needs that many. TorchTitan derives the feed-forward size from the width:
 ``multiple_of`` x ceil(8/3 width x ``ffn_dim_multiplier`` / ``multiple_of``).

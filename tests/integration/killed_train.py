@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import titan_wlb.compat.cpu  # noqa: F401  (before torchtitan)
+import titan_wlb.compat.cpu  # before torchtitan
 
 # isort: split
 from torch.distributed.checkpoint import FileSystemWriter

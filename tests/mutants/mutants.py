@@ -1,0 +1,78 @@
+"""Defects to plant: each a small change of the product's code, and an ordinary test that it must turn red."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted defect.
+
+    Args:
+        name: what is wrong.
+        file: below the repository.
+        old: text that stands there exactly once.
+        new: what replaces it.
+        test: pytest id of the test that must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+_PARITY = "tests/distributed/test_parity.py::test_layout_trains_as_one_process"
+
+MUTANTS = (
+    Mutant(
+        "the loss is normalised by this rank's labels",
+        "titan_wlb/trainer.py",
+        "self.loss_fn.num_labels = batch.plan.num_labels",
+        "self.loss_fn.num_labels = sum(m.num_labels for m in batch.micro_batches)",
+        f"{_PARITY}[dp2]",
+    ),
+    Mutant(
+        "gradients of keys and values are not summed over the CP group",
+        "titan_wlb/context_parallel/exchange.py",
+        "self._redistribute(rows, Partial(), Shard(0))",
+        "self._redistribute(rows, Replicate(), Shard(0))",
+        f"{_PARITY}[cp2]",
+    ),
+    Mutant(
+        "every micro-batch is received in the shape of the first",
+        "titan_wlb/pipeline_parallel/stage.py",
+        "self._rows[micro_batch]",
+        "self._rows[0]",
+        f"{_PARITY}[pp2_1f1b]",
+    ),
+    Mutant(
+        "the checkpoint holds the state that was planned ahead",
+        "titan_wlb/data/dataloader.py",
+        "self._state = batch.plan.state",
+        "self._state = self.planner.state",
+        "tests/unit/data/test_data_dataloader.py"
+        "::test_the_state_is_that_of_the_step_handed_out_whatever_was_read_ahead",
+    ),
+    Mutant(
+        "the extra tokens of documents always go to the same ranks",
+        "titan_wlb/planning/sharding/per_document.py",
+        "turn = np.cumsum(extra) - extra",
+        "turn = np.zeros_like(extra)",
+        "tests/unit/planning/test_sharding.py::test_ranks_hold_equally_many_tokens_to_within_one",
+    ),
+    Mutant(
+        "waiting for another stage is called waiting for FSDP",
+        "titan_wlb/compat/pipeline_waits.py",
+        'clock.wait("pipeline")',
+        'clock.wait("fsdp")',
+        "tests/unit/clocks/test_planted_delays.py::test_a_planted_sleep_is_the_peers_wait_in_the_right_category",
+    ),
+    Mutant(
+        "a document's last token has the next document's first one as its label",
+        "titan_wlb/data/local_batch.py",
+        "labels[0, row : row + len(read) - 1] = read[1:]",
+        "labels[0, row : row + len(read)] = [*read[1:], index.tokens((document.id + 1) % len(index.lengths), 0, 1)[0]]",
+        "tests/unit/data/test_data_local_batch.py::test_labels_never_cross_a_document_boundary",
+    ),
+)
