@@ -19,7 +19,6 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 import torch.distributed as dist
 import torchtitan.train
 from parity_layouts import FLAVOR, LAYOUTS, PARITY, SHAPE, SHARED, Layout
+from parity_results import Result
 from parity_stock import train_stock
 from torch.distributed.tensor import DTensor
 from torchtitan.config import ConfigManager
@@ -39,31 +39,11 @@ from torchtitan.models.llama3.model.args import TransformerModelArgs
 from titan_wlb import models
 from titan_wlb.job_config import JobConfig
 from titan_wlb.models.llama3_wlb.flavors import FLAVORS
-from titan_wlb.planning.plan import StepPlan
 from titan_wlb.trainer import WLBTrainer
 from titan_wlb.validate import check_config
 
 SECONDS_PER_WORLD = 240
 CHECK_AGAINST_STOCK = ("one_process", "one_process_original")
-
-
-@dataclass
-class Result:
-    """What one rank saw of a run.
-
-    Args:
-        losses: per step, the mean over the step's labels.
-        norms: per step, of the gradient before clipping.
-        gradients: after step 1's backward, before clipping: the full tensor of every parameter that this rank knows.
-        plans: of every step.
-        graphs: per step, how many graphs torch.compile has made so far.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
-    plans: list[StepPlan] = field(default_factory=list)
-    graphs: list[int] = field(default_factory=list)
 
 
 class ObservedTrainer(WLBTrainer):
@@ -91,13 +71,13 @@ class ObservedTrainer(WLBTrainer):
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Runs the named layouts, or all; what they are compared with always runs."""
+    """Runs the named layouts, or all."""
     FLAVORS[FLAVOR] = TransformerModelArgs(**SHAPE)
     models.register()
     # TorchTitan's first rank sleeps two seconds at the end of a run
     torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
     gc.freeze()  # ranks would visit all that was imported at every collection
-    layouts = [layout for layout in LAYOUTS if layout.ranks == 1 or not names or layout.name in names]
+    layouts = [layout for layout in LAYOUTS if not names or layout.name in names]
     for layout in layouts:
         (folder / layout.name).mkdir(parents=True, exist_ok=True)
     for ranks in sorted({layout.ranks for layout in layouts}):

@@ -97,7 +97,8 @@ class Step:
     Args:
         step: from 1.
         cell: name of what was planted, on the late rank, in this step.
-        wall_ns: from the first to the last moment that the clock noted.
+        moments: that the clock noted: one for a mark, two for a wait.
+        wall_ns: from the first of them to the last.
         times_ms: per name of ``titan_wlb.records.TIMES`` and "wall", unrounded.
         categories: of the clock's timeline.
         planted_ns: how long the delay was, by the plant's own stamps; 0 on the other rank.
@@ -106,6 +107,7 @@ class Step:
 
     step: int
     cell: str
+    moments: int
     wall_ns: int
     times_ms: dict[str, float]
     categories: list[str]
@@ -140,13 +142,15 @@ class Added:
     """What a delay added to the median step, ms.
 
     Args:
-        own: to the late rank's compute, or data. What the machine takes from a rank is in starved, whoever it is.
+        own: to the late rank's compute, or data. What the machine takes from it meanwhile is in starved, not in here.
+        own_and_starved: the same, and starved.
         planted: median length of the delay.
         idle: to the peer's pipeline + cp + fsdp.
         landed: to the one category in which the peer should wait.
     """
 
     own: float
+    own_and_starved: float
     planted: float
     idle: float
     landed: float
@@ -182,6 +186,7 @@ class Results:
 
         return Added(
             own=difference(lambda pair: pair.late.ms(OWN[cell.place])),
+            own_and_starved=difference(lambda pair: pair.late.ms(OWN[cell.place], "starved")),
             planted=median(pair.late.planted_ns for pair in planted) / 1e6,
             idle=difference(lambda pair: pair.peer.ms(*IDLE_BY_OTHERS)),
             landed=difference(lambda pair: pair.peer.ms(self.layout.lands_in[cell.place])),

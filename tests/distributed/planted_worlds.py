@@ -142,6 +142,7 @@ class PlantedTrainer(WLBTrainer):
         return Step(
             step=times.step,
             cell=self.cells[times.step - 1],
+            moments=len(intervals) + 1,
             wall_ns=intervals[-1][1] - intervals[0][0],
             times_ms={name: times.ms(name) for name in (*TIMES, "wall")},
             categories=sorted({category for _, _, category in intervals}),

@@ -90,20 +90,23 @@ def test_the_categories_of_every_step_sum_up_to_its_wall_time(planted, layout: L
 
 def table(results: dict[str, Results]) -> str:
     """What every delay added to the median step, and below it the median step without a delay; ms."""
-    lines = ["", f"{'':<8}{'place':<10}{'kind':<7}{'delay':>6}{'took':>8}{'late rank':>11}{'peer idle':>11}  of it in"]
+    head = f"{'':<8}{'place':<9}{'kind':<6}{'delay':>6}{'took':>7} | {'late rank':>9}{'+ starved':>10}"
+    lines = ["", f"{head} | {'peer idle':>9}  of it in"]
     for name, result in results.items():
         for cell in CELLS:
             if result.of(cell.name):
                 added = result.added(cell)
                 lines.append(
-                    f"{name:<8}{cell.place:<10}{cell.kind:<7}{cell.delay_ms:>6}{added.planted:>8.1f}"
-                    f"{added.own:>11.1f}{added.idle:>11.1f}{added.landed:>7.1f} {result.layout.lands_in[cell.place]}"
+                    f"{name:<8}{cell.place:<9}{cell.kind:<6}{cell.delay_ms:>6}{added.planted:>7.1f} | "
+                    f"{added.own:>9.1f}{added.own_and_starved:>10.1f} | "
+                    f"{added.idle:>9.1f}{added.landed:>7.1f} {result.layout.lands_in[cell.place]}"
                 )
     columns = ("wall", "compute", "blocked", "starved", *WAITS)
-    lines += ["", f"{'':<17}" + "".join(f"{column:>10}" for column in columns)]
+    lines += ["", f"{'':<17}" + "".join(f"{column:>9}" for column in (*columns, "moments"))]
     for name, result in results.items():
         plain = result.calmest(NONE)
         for who, steps in (("late rank", [pair.late for pair in plain]), ("peer", [pair.peer for pair in plain])):
             medians = (median(step.ms(column) for step in steps) for column in columns)
-            lines.append(f"{name:<8}{who:<9}" + "".join(f"{value:>10.1f}" for value in medians))
+            moments = median(step.moments for step in steps)
+            lines.append(f"{name:<8}{who:<9}" + "".join(f"{value:>9.1f}" for value in medians) + f"{moments:>9.0f}")
     return "\n".join(lines)

@@ -89,7 +89,7 @@ VALUES = [
     (
         {**CHECKPOINT, "checkpoint.exclude_from_loading": ["dataloader"]},
         "checkpoint.exclude_from_loading = ['dataloader']",
-        "exclude both",
+        "exclude 'dataloader', 'train_state' and 'lr_scheduler' together",
     ),
     ({**CHECKPOINT, "checkpoint.initial_load_path": "/none"}, "checkpoint.initial_load_path = '/none' is not a folder"),
 ]

@@ -15,6 +15,8 @@ __all__ = ["checkpoint_problems"]
 
 # what TorchTitan calls the parts of a checkpoint
 _PARTS = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")
+# those that count steps
+_COUNTING = {"lr_scheduler", "dataloader", "train_state"}
 
 
 def checkpoint_problems(config: JobConfig) -> Iterator[str]:
@@ -82,10 +84,10 @@ def _excluded(config: JobConfig) -> Iterator[str]:
     excluded = config.checkpoint.exclude_from_loading
     if unknown := [part for part in excluded if part not in _PARTS]:
         yield f"checkpoint.exclude_from_loading = {excluded} holds {unknown[0]!r}; there are {', '.join(_PARTS)}"
-    if ("dataloader" in excluded) != ("train_state" in excluded):
+    if {"dataloader", "train_state"} & set(excluded) and not set(excluded) >= _COUNTING:
         yield (
-            f"checkpoint.exclude_from_loading = {excluded} would count steps from one place and documents from "
-            "another; exclude both 'dataloader' and 'train_state', or neither"
+            f"checkpoint.exclude_from_loading = {excluded} would count steps from two places; exclude 'dataloader', "
+            "'train_state' and 'lr_scheduler' together"
         )
 
 
