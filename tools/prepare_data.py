@@ -38,16 +38,17 @@ def _prepare(flags: list[str], num_processes: int | None) -> None:
     import titan_wlb.compat.cpu  # noqa: F401  before TorchTitan
 
     # isort: split
-    from torchtitan.config import ConfigManager
     from torchtitan.tools.logging import init_logger
 
     from titan_wlb import models
+    from titan_wlb.compat.config import CheckedConfigManager
     from titan_wlb.data.from_config import index_from_config
     from titan_wlb.data.tokenizer import build_tokenizer
     from titan_wlb.job_config import JobConfig
+    from titan_wlb.validate import check_toml
 
     init_logger()
-    config = ConfigManager(config_cls=JobConfig).parse_args(flags)
+    config = CheckedConfigManager(JobConfig, check_toml).parse_args(flags)
     models.register()
     index = index_from_config(config, build_tokenizer(config), num_processes=num_processes)
     window = config.training.seq_len

@@ -66,7 +66,7 @@ def assert_same_training(found: Result, expected: Result) -> None:
             pairs[f"{what} of step {step}"] = tuple(map(torch.tensor, values))
     errors = {what: relative_error(*pair) for what, pair in pairs.items()}
     wrong = {what: error for what, error in errors.items() if not error <= TOLERANCE}
-    assert not wrong
+    assert not wrong, f"relative errors above {TOLERANCE}: {wrong}"
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

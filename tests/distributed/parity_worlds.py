@@ -101,15 +101,18 @@ def run_world(ranks: int, layouts: list[Layout], folder: Path) -> int:
         if time.monotonic() > deadline or any(process.exitcode for process in processes):
             for process in processes:
                 process.terminate()  # a rank prints where it is, see run_rank
-                process.join(5)
+            time.sleep(1)
+            for process in processes:
                 process.kill()
+                process.join()
             break
         time.sleep(0.1)
     for done, layout in enumerate(layouts):
         if not all((folder / layout.name / f"rank{rank}.pt").exists() for rank in range(ranks)):
             error = folder / layout.name / "error.txt"
             if not error.exists():
-                error.write_text(f"no result after {SECONDS_PER_WORLD} s; stacks of the ranks are in the output")
+                codes = [process.exitcode for process in processes]
+                error.write_text(f"no result within {SECONDS_PER_WORLD} s; exit codes {codes}, stacks in the output")
             return done
     return len(layouts)
 

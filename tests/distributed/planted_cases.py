@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ class Layout:
     flags: tuple[str, ...]
     waits: tuple[str, ...]
     late_rank: int
-    lands_in: dict[str, str]
+    lands_in: dict[str, str] = field(hash=False)
 
 
 # The first stage, for the last one's loader may be late by the length of its first bubble, and nobody notices.

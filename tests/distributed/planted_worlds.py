@@ -44,7 +44,7 @@ from titan_wlb.records import TIMES, StepTimes
 from titan_wlb.trainer import WLBTrainer
 
 RUNS_AT_MOST = 3
-LAST_START_S = 80  # after the program's: no run begins again behind it
+LAST_START_S = 95  # seconds from the first one: nothing begins again behind it
 WARMUP_STEPS = 3
 SECONDS_AT_MOST = 400
 WINDOW = 256
@@ -176,12 +176,9 @@ def run_rank(rank: int, folder: Path, request: dict[str, list[str]]) -> None:
     """One process: all layouts."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
-    started = time.monotonic()
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-        for layout in LAYOUTS:
-            if layout.name in request:
-                measure(layout, request[layout.name], rank, folder, started)
+        measure({layout: request[layout.name] for layout in LAYOUTS if layout.name in request}, rank, folder)
         dist.barrier()
     except BaseException:
         traceback.print_exc()
@@ -189,18 +186,24 @@ def run_rank(rank: int, folder: Path, request: dict[str, list[str]]) -> None:
     os._exit(0)
 
 
-def measure(layout: Layout, cells: list[str], rank: int, folder: Path, started: float) -> None:
-    """Runs a layout, then again what a loaded machine has spoilt."""
+def measure(wanted: dict[Layout, list[str]], rank: int, folder: Path) -> None:
+    """Runs the layouts with their cells; then, behind all of them, again what a loaded machine has spoilt."""
+    started = time.monotonic()
     for run in range(RUNS_AT_MOST):
-        results = folder / layout.name / str(run)
-        seen = train(layout, order_of(cells), results)
-        (results / f"rank{rank}.json").write_text(json.dumps([asdict(step) for step in seen[WARMUP_STEPS:]]))
-        late = torch.tensor(time.monotonic() - started > LAST_START_S)
-        dist.all_reduce(late, dist.ReduceOp.MAX)
-        missed = Results(folder, layout).missed()
-        if late or not missed:
-            return
-        cells = [cell for cell in cells if cell in missed]
+        missed = {}
+        for layout, cells in wanted.items():
+            late = torch.tensor(time.monotonic() - started > LAST_START_S)
+            dist.all_reduce(late, dist.ReduceOp.MAX)
+            if run and late:
+                return
+            results = folder / layout.name / str(run)
+            seen = train(layout, order_of(cells), results)
+            (results / f"rank{rank}.json").write_text(json.dumps([asdict(step) for step in seen[WARMUP_STEPS:]]))
+            dist.barrier()
+            wrong = Results(folder, layout).missed()
+            if wrong:
+                missed[layout] = [cell for cell in cells if cell in wrong]
+        wanted = missed
 
 
 def order_of(cells: list[str]) -> list[str]:
