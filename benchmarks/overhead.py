@@ -172,10 +172,13 @@ def measure(case: Case, folder: Path, options: argparse.Namespace, progress: tqd
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: medians, and the smallest and largest ratio of a pair."""
+    """Markdown: medians, and the smallest and largest ratio of a pair. Cores: CPU time / step time of the subject.
+
+    Fewer cores than ranks means that ranks waited, for each other or for a core that another program had.
+    """
     lines = [
-        "| | step, ms | of | step ratio | CPU, ms | of | CPU ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| | step, ms | against | step ratio | CPU, ms | against | CPU ratio | cores |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         cells = [result["name"]]
@@ -183,6 +186,8 @@ def table(results: list[dict[str, Any]]) -> str:
             ratio = result[what]["ratio"]
             cells += [f"{statistics.median(result[what][side]):.0f}" for side in ("subject", "baseline")]
             cells.append(f"**{statistics.median(ratio):.3f}** ({min(ratio):.2f} to {max(ratio):.2f})")
+        cores = zip(result["cpu_ms"]["subject"], result["step_ms"]["subject"], strict=True)
+        cells.append(f"{statistics.median(cpu / step for cpu, step in cores):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

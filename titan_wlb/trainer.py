@@ -128,15 +128,14 @@ class WLBTrainer(Trainer):
         self.metrics_processor.data_loading_times.append(time.perf_counter() - waiting_from)
 
         loss = self._forward_backward(batch)
-        self.clock.phase("norm")
         grad_norm = clip_grad_norm_(
             [parameter for part in self.model_parts for parameter in part.parameters()],
             self.job_config.training.max_norm,
             self.clock,
             pp_mesh=self.pp_mesh,
         )
-        self.clock.phase("tail")
-        self.checkpointer.maybe_wait_for_staging()
+        with self.clock.wait("other"):
+            self.checkpointer.maybe_wait_for_staging()
         self.optimizers.step()
         self.lr_schedulers.step()
         self.clock.end()

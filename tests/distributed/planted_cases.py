@@ -121,20 +121,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Pair:
-    """A step of both ranks.
-
-    Args:
-        round: (run, round in it): every cell of the run stands once in it, and steps without a plant.
-    """
+    """A step of both ranks."""
 
     late: Step
     peer: Step
-    round: tuple[str, int]
-
-    @property
-    def starved_ms(self) -> float:
-        """What the machine took from the two."""
-        return self.late.ms("starved") + self.peer.ms("starved")
 
 
 @dataclass(frozen=True)
@@ -157,7 +147,7 @@ class Added:
 
 
 class Results:
-    """All steps of a layout's runs.
+    """All steps of a layout's runs: a cell runs again where its medians were not what they should be.
 
     Args:
         folder: given to planted_worlds.py.
@@ -165,21 +155,26 @@ class Results:
 
     def __init__(self, folder: Path, layout: Layout):
         self.layout = layout
-        self.pairs = [pair for run in (folder / layout.name).iterdir() for pair in read_run(run, layout)]
+        runs = sorted((folder / layout.name).iterdir(), key=lambda run: int(run.name))
+        self.runs = [read_run(run, layout) for run in runs]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every step."""
+        return [pair for run in self.runs for pair in run]
 
     def of(self, cell: str) -> list[Pair]:
         """Every step with this plant."""
-        return [pair for pair in self.pairs if pair.late.cell == cell]
+        return _of(self.pairs, cell)
 
-    def calmest(self, cell: str) -> list[Pair]:
-        """Steps of a cell: all of its only run, or as many of several runs, those that the machine disturbed least."""
-        return sorted(self.of(cell), key=lambda pair: pair.starved_ms)[: STEPS_UNPLANTED if cell == NONE else STEPS]
+    def last(self, cell: str) -> tuple[list[Pair], list[Pair]]:
+        """Steps with this plant and steps without any, of the last run in which it was planted."""
+        run = next(run for run in reversed(self.runs) if _of(run, cell))
+        return _of(run, cell), _of(run, NONE)
 
     def added(self, cell: Cell) -> Added:
-        """Medians over the steps of a cell, minus those of the steps without any plant in the same rounds."""
-        planted = self.calmest(cell.name)
-        rounds = {pair.round for pair in planted}
-        plain = [pair for pair in self.of(NONE) if pair.round in rounds]
+        """Medians over the steps of a cell, minus those of the same run's steps without any plant."""
+        planted, plain = self.last(cell.name)
 
         def difference(value: Callable[[Pair], float]) -> float:
             return median(value(pair) for pair in planted) - median(value(pair) for pair in plain)
@@ -192,16 +187,18 @@ class Results:
             landed=difference(lambda pair: pair.peer.ms(self.layout.lands_in[cell.place])),
         )
 
-    def blocked_ms(self) -> tuple[float, float]:
-        """Median of the steps without a plant: late rank, peer."""
-        calmest = self.calmest(NONE)
-        return median(pair.late.ms("blocked") for pair in calmest), median(pair.peer.ms("blocked") for pair in calmest)
+    def blocked_ms(self) -> float:
+        """Median over the steps of a run without a plant, of the worse rank; the least of all runs."""
+        return min(
+            max(median(pair.late.ms("blocked") for pair in plain), median(pair.peer.ms("blocked") for pair in plain))
+            for plain in (_of(run, NONE) for run in self.runs)
+        )
 
     def missed(self) -> set[str]:
-        """Names of cells, ``NONE`` among them, whose medians are not what they should be."""
+        """Names of cells whose medians are not what they should be; ``NONE`` among them, if blocked is not."""
         names = {pair.late.cell for pair in self.pairs} - {NONE}
         missed = {name for name in names if wrong_medians(self.added(CELL_NAMES[name]), CELL_NAMES[name])}
-        return missed | ({NONE} if max(self.blocked_ms()) >= 1 else set())
+        return missed | ({NONE} if self.blocked_ms() >= 1 else set())
 
 
 def wrong_medians(added: Added, cell: Cell) -> list[str]:
@@ -220,5 +217,8 @@ def wrong_medians(added: Added, cell: Cell) -> list[str]:
 def read_run(folder: Path, layout: Layout) -> list[Pair]:
     """All steps of one run."""
     ranks = [[Step(**step) for step in json.loads((folder / f"rank{rank}.json").read_text())] for rank in range(2)]
-    late, peer = ranks[layout.late_rank], ranks[1 - layout.late_rank]
-    return [Pair(*pair, (folder.name, i * STEPS // len(late))) for i, pair in enumerate(zip(late, peer, strict=True))]
+    return [Pair(*pair) for pair in zip(ranks[layout.late_rank], ranks[1 - layout.late_rank], strict=True)]
+
+
+def _of(pairs: list[Pair], cell: str) -> list[Pair]:
+    return [pair for pair in pairs if pair.late.cell == cell]
