@@ -46,6 +46,6 @@ NGPU="${NGPU:-8}"
 [ "$gpus" -gt 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 
-exec "$PYTHON" -m titan_wlb.launch --nproc_per_node="$NGPU" --rdzv_backend c10d --rdzv_endpoint=localhost:0 \
+exec "$PYTHON" -u -m titan_wlb.launch --nproc_per_node="$NGPU" --rdzv_backend c10d --rdzv_endpoint=localhost:0 \
   --local-ranks-filter "$LOG_RANK" --role rank --tee 3 \
   -m "$TRAIN_FILE" --job.config_file "$CONFIG_FILE" "${layout[@]+"${layout[@]}"}" "$@"

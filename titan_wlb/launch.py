@@ -26,6 +26,7 @@ def main() -> None:
         refusals = [failure for failure in error.failures.values() if failure.exitcode == REFUSED]
         if refusals:
             message = refusals[0].message
+            sys.stdout.flush()  # what the ranks said comes before, also in a file
             print(message["message"] if isinstance(message, dict) else message, file=sys.stderr)
             raise SystemExit(REFUSED) from None
         raise
