@@ -3,8 +3,9 @@
 
     tools/plot_run.py outputs/plain outputs/wlb --names Plain-4D WLB-LLM --output run.png
 
-Per run: above, the micro-batches of one step as stacks of documents, as high as their predicted work; below, where each
-rank's time went. Needs a run with --wlb.log_documents, and matplotlib.
+Per run: above, the micro-batches of one step (that with the median imbalance degree) as stacks of documents, as high
+as their predicted work over the mean micro-batch's; below, where each rank's time went. Needs a run with
+--wlb.log_documents, and matplotlib.
 """
 
 import argparse
@@ -67,14 +68,14 @@ def draw(runs: list, names: list[str], step: int | None, output: Path) -> None:
     """One column a run."""
     import matplotlib.pyplot as plt
 
-    step = step or max(runs[0][0], key=lambda s: _degree(runs[0][0][s]))
     figure, axes = plt.subplots(
         2, len(runs), figsize=(4.6 * len(runs), 6.2), squeeze=False, sharey="row", layout="constrained"
     )
     for (plans, records), name, (above, below) in zip(runs, names, axes.T, strict=True):
-        _draw_micro_batches(above, plans[step], _cost_model(plans), name, step)
+        shown = step or sorted(plans, key=lambda number: _degree(plans[number]))[len(plans) // 2]
+        _draw_micro_batches(above, plans[shown], _cost_model(plans), name, shown)
         _draw_times(below, records)
-    axes[0][0].set_ylabel("predicted work (ms)")
+    axes[0][0].set_ylabel("predicted work / mean")
     axes[1][0].set_ylabel("ms per step")
     figure.legend(*axes[1][-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(TIMES), frameon=False)
     figure.savefig(output, dpi=150)
@@ -101,14 +102,14 @@ def _degree(line: dict) -> float:
 
 def _draw_micro_batches(axis, line: dict, cost_model: np.ndarray, name: str, step: int) -> None:
     micro_batches = line["micro_batches"]
+    mean = sum(micro_batch["cost"] for micro_batch in micro_batches) / len(micro_batches) / 1e6
     for place, micro_batch in enumerate(micro_batches):
         base = 0.0
         for length in _lengths(micro_batch):
-            height = float(np.dot(cost_model, _features(length)))
+            height = float(np.dot(cost_model, _features(length))) / mean
             axis.bar(place, height, bottom=base, width=0.8, color="#56B4E9", edgecolor="white", linewidth=0.4)
             base += height
-    mean = sum(m["cost"] for m in micro_batches) / len(micro_batches) / 1e6
-    axis.axhline(mean, color="black", linewidth=0.8, linestyle="--")
+    axis.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     axis.set_title(f"{name}: step {step}, imbalance degree {_degree(line):.2f}", fontsize=10)
     axis.set_xticks(range(len(micro_batches)), [f"DP {m['dp_rank']}" for m in micro_batches])
     axis.set_xlabel("micro-batches, a block a document")
