@@ -39,6 +39,8 @@ if [ "$(basename "$CONFIG_FILE")" = debug_cpu.toml ]; then
     *) words="DP over all" ;;
   esac
   echo "run_train.sh: $NGPU ranks on $units: $words (NGPU=... chooses another number)"
+  # the file says float32 for CPUs
+  [ "$gpus" -eq 0 ] || layout+=(--training.mixed_precision_param bfloat16)
   [ "$gpus" -gt 0 ] || [ "$NGPU" -le "$cores" ] ||
     echo "run_train.sh: more ranks than cores: their times include waiting for a core ('starved')"
 fi
