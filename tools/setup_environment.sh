@@ -1,10 +1,11 @@
 # Sourced by run_train.sh and tests/run.sh in the project's folder: sets PYTHON, and installs what is missing.
 #
 # The active environment is used where titan_wlb and torch are importable in it; else .venv beside this project, made
-# from python3. .venv is stamped with what it was made from, so that a second start only compares the stamp.
+# from python3. .venv is stamped with the pyproject.toml it was made from, so that a second start only compares the stamp.
 # SETUP_EXTRA names an optional dependency group of pyproject.toml to install too.
 
-_stamp() { { cat pyproject.toml; echo "extra=${SETUP_EXTRA:-}"; } | cksum; }
+_stamp() { cksum < pyproject.toml; }
+_stamp_file() { echo ".venv/titan_wlb${1:+.$1}.stamp"; }
 
 _importable() {
   "$1" - "${SETUP_EXTRA:-}" <<'P' 2>/dev/null
@@ -19,7 +20,7 @@ _set_up() {
   local active; active=$(command -v python || command -v python3 || true)
   if [ -z "$active" ]; then echo "titan_wlb: no python on this machine; install Python 3.10 or newer" >&2; exit 1; fi
   if _importable "$active"; then PYTHON="$active"; return; fi
-  if [ -x .venv/bin/python ] && [ "$(cat .venv/titan_wlb.stamp 2>/dev/null)" = "$(_stamp)" ]; then
+  if [ -x .venv/bin/python ] && [ "$(cat "$(_stamp_file "${SETUP_EXTRA:-}")" 2>/dev/null)" = "$(_stamp)" ]; then
     PYTHON="$PWD/.venv/bin/python"
     return
   fi
@@ -37,7 +38,8 @@ _set_up() {
   echo "setup: installing titan_wlb${SETUP_EXTRA:+[$SETUP_EXTRA]} and what it needs into .venv (once; PyTorch is large)"
   local pip=("$PYTHON" -m pip install --disable-pip-version-check -e ".${SETUP_EXTRA:+[$SETUP_EXTRA]}")
   if [ -t 1 ]; then "${pip[@]}"; else "${pip[@]}" --progress-bar off | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c -200; fi
-  _stamp > .venv/titan_wlb.stamp
+  _stamp > "$(_stamp_file)"
+  [ -z "${SETUP_EXTRA:-}" ] || _stamp > "$(_stamp_file "$SETUP_EXTRA")"
   echo "setup: done"
 }
 
