@@ -10,7 +10,7 @@ _stamp_file() { echo ".venv/titan_wlb${1:+.$1}.stamp"; }
 _importable() {
   "$1" - "${SETUP_EXTRA:-}" <<'P' 2>/dev/null
 import importlib.util, sys
-names = ["titan_wlb", "torch", "torchtitan"] + (["pytest", "hypothesis"] if sys.argv[1] == "test" else [])
+names = ["titan_wlb", "torch", "torchtitan"] + (["pytest", "pytest_timeout", "hypothesis", "ruff", "mypy", "matplotlib"] if sys.argv[1] == "test" else [])
 sys.path = [path for path in sys.path if path]  # the folder that we stand in is no installation
 sys.exit(any(importlib.util.find_spec(name) is None for name in names))
 P
