@@ -29,16 +29,14 @@ if [ "$(basename "$CONFIG_FILE")" = debug_cpu.toml ]; then
   fi
   case "$NGPU" in
     1) words="one rank" ;;
-    2) words="DP 2, which rewards balanced packing"
-       layout=(--parallelism.data_parallel_shard_degree 2) ;;
+    2) words="DP 2, which rewards balanced packing" ;;  # the file's data parallelism takes all ranks that are left
     4) words="PP 2 x CP 2, Interleaved1F1B"
        layout=(--parallelism.pipeline_parallel_degree 2 --parallelism.context_parallel_degree 2) ;;
     8) words="PP 2 x CP 2 x DP 2, Interleaved1F1B"
-       layout=(--parallelism.pipeline_parallel_degree 2 --parallelism.context_parallel_degree 2
-               --parallelism.data_parallel_shard_degree 2) ;;
+       layout=(--parallelism.pipeline_parallel_degree 2 --parallelism.context_parallel_degree 2) ;;
     *) words="DP over all" ;;
   esac
-  echo "run_train.sh: $NGPU ranks on $units: $words (NGPU=... chooses another number)"
+  echo "run_train.sh: $NGPU ranks on $units: $words, unless flags say otherwise (NGPU=... chooses another number)"
   # the file says float32 for CPUs
   [ "$gpus" -eq 0 ] || layout+=(--training.mixed_precision_param bfloat16)
   [ "$gpus" -gt 0 ] || [ "$NGPU" -le "$cores" ] ||

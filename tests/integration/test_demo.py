@@ -91,6 +91,12 @@ def test_a_pipeline_shows_the_loss_of_every_step_on_the_first_ranks_screen(demo)
     assert all(0 < loss < 12 for loss in losses(output).values())
 
 
+def test_flags_overrule_the_layout_that_the_script_chose(demo):
+    _, folder = demo
+    output = run_demo(folder, 2, "--parallelism.context_parallel_degree", "2", "--training.steps", "3")
+    assert re.search(r" 1 cp1( +[\d.]+){7} +[\d.]+%", output)
+
+
 def test_the_documents_of_the_demo_are_unbalanced_and_balance_well(demo):
     _, folder = demo
     config = ConfigManager(JobConfig).parse_args(["--job.config_file", str(ROOT / "train_configs/debug_cpu.toml")])

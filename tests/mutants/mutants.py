@@ -69,6 +69,13 @@ MUTANTS = (
         "tests/unit/clocks/test_planted_delays.py::test_a_planted_sleep_is_the_peers_wait_in_the_right_category",
     ),
     Mutant(
+        "waiting for keys and values is called waiting for FSDP",
+        "titan_wlb/context_parallel/exchange.py",
+        'self.clock.wait("cp", collective=True)',
+        'self.clock.wait("fsdp", collective=True)',
+        "tests/distributed/test_attribution.py::test_ranks_wait_in_the_categories_of_their_own_axes_alone[cp2]",
+    ),
+    Mutant(
         "a document's last token has the next document's first one as its label",
         "titan_wlb/data/local_batch.py",
         "labels[0, row : row + len(read) - 1] = read[1:]",
