@@ -24,7 +24,8 @@ class NormalisedLoss:
 
     def __call__(self, pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Scalar loss of one micro-batch: logits [1, T, vocabulary], int64 labels [1, T] with -100 where none."""
-        return self.cross_entropy_sum(pred, labels) / self.num_labels
+        # a step of documents of one token has no label, and no gradient
+        return self.cross_entropy_sum(pred, labels) / max(self.num_labels, 1)
 
 
 def build_normalised_loss(job_config: JobConfig, **kwargs: object) -> NormalisedLoss:

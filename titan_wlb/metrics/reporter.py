@@ -87,6 +87,9 @@ class Reporter:
 
     def finish(self) -> None:
         """The closing table, on every rank's output (launchers show one); all ranks call it after the last step."""
+        if not self._last_step:
+            logger.info("Nothing was trained: the checkpoint had reached training.steps")
+            return
         table = [self._table() if dist.get_rank() == self.rank else None]
         dist.broadcast_object_list(table, src=self.rank, device=self.device)
         logger.info("The run in short\n\n%s\n", table[0])
