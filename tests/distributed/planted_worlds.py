@@ -43,8 +43,8 @@ from titan_wlb.planning.plan import StepPlan
 from titan_wlb.records import TIMES, StepTimes
 from titan_wlb.trainer import WLBTrainer
 
-RUNS_AT_MOST = 3
-LAST_START_S = 95  # seconds from the first one: nothing begins again behind it
+RUNS_AT_MOST = 4
+LAST_START_S = 180  # seconds from the first one: nothing begins again behind it
 WARMUP_STEPS = 3
 SECONDS_AT_MOST = 400
 WINDOW = 512
