@@ -34,6 +34,7 @@ T = TypeVar("T")
 TOUCH_S = 2.0
 POLL_S = 0.2
 REPEAT_MESSAGE_S = 30.0
+HEAD_START_S = 1.0  # of a node's first rank, whose output launchers show: the progress is then on the screen
 
 
 class DamagedError(ValueError):
@@ -54,9 +55,13 @@ def built_once(
     lock = path.with_name(path.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     watch = _Watch(lock, stale_s)
+    waited = False
     while True:
         with contextlib.suppress(FileNotFoundError, DamagedError):
             return load(path)
+        if os.environ.get("LOCAL_RANK", "0") != "0" and not lock.exists() and not waited:
+            waited = True
+            time.sleep(HEAD_START_S)
         with _taken(lock) as mine:
             if mine:
                 # somebody may have finished between our look and our lock

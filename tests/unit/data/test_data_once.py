@@ -43,7 +43,7 @@ def load(path):
 
 def test_of_two_processes_one_builds_and_the_other_says_that_it_waits(tmp_path):
     path = tmp_path / "thing"
-    processes = [start(path, 1.0), start(path, 1.0)]
+    processes = [start(path, 5.0), start(path, 5.0)]  # longer than one may start later than the other
     outputs = [process.communicate(timeout=30)[0] for process in processes]
     assert all(output.splitlines()[-1] == "built" for output in outputs)
     assert len(builds(path)) == 1
