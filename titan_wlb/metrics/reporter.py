@@ -19,8 +19,10 @@ from titan_wlb.planning.planner import Planner, PlannerConfig
 from titan_wlb.planning.workload import ModelShape
 from titan_wlb.records import Layout, StepTimes
 
-# Planning a run again under both packings, for the closing table, looks at no more steps than this.
+# Planning a run again under both packings, for the closing table, looks at no more steps and micro-batches than these:
+# the other ranks wait for the table, inside a collective that can time out.
 MAX_STEPS_COMPARED = 500
+MAX_MICRO_BATCHES_COMPARED = 20_000
 
 
 class Reporter:
@@ -113,5 +115,6 @@ class Reporter:
     def _predicted_degree(self, packing: str) -> float:
         """Mean imbalance degree of the run's first steps, had it packed this way."""
         planner = Planner(self.lengths, replace(self.config, packing=packing), dp=1, cp=1)
-        steps = min(self._last_step, MAX_STEPS_COMPARED)
+        most = max(1, MAX_MICRO_BATCHES_COMPARED // self.config.num_micro_batches)
+        steps = min(self._last_step, MAX_STEPS_COMPARED, most)
         return sum(planner.plan().imbalance_degree for _ in range(steps)) / max(steps, 1)
