@@ -15,7 +15,6 @@ import titan_wlb.compat.cpu  # noqa: F401  before TorchTitan
 
 # isort: split
 import torch
-from torchtitan.components.checkpoint import CheckpointManager  # noqa: F401  (imported early, it is slow)
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.tools.utils import device_type
 

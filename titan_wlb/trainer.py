@@ -33,9 +33,9 @@ from titan_wlb.data.index import Index
 from titan_wlb.documents_log import DocumentsLog
 from titan_wlb.gradient_norm import clip_grad_norm_
 from titan_wlb.job_config import JobConfig
+from titan_wlb.metrics.gather import layout_of
 from titan_wlb.metrics.reporter import Reporter
 from titan_wlb.planning.planner import Planner
-from titan_wlb.records import Layout
 from titan_wlb.validate import data_parallel_degree
 
 
@@ -52,7 +52,7 @@ class WLBTrainer(Trainer):
         super().__init__(job_config)
 
         parallel_dims = self.parallel_dims
-        self.layout = Layout(pp=parallel_dims.pp, dp=dp, cp=parallel_dims.cp, tp=parallel_dims.tp)
+        self.layout = layout_of(parallel_dims)
         self.micro_batches_per_step = per_dp_rank
         self.cp_mesh = parallel_dims.get_optional_mesh("cp")
         self.pp_mesh = parallel_dims.get_optional_mesh("pp")
@@ -206,10 +206,10 @@ class WLBTrainer(Trainer):
                 model.set_is_last_backward(is_last)
                 model.set_requires_gradient_sync(is_last)
                 model.set_reshard_after_backward(is_last or not keeps_parameters)
-            self.clock.action("F", 0, i)
+            self.clock.mark("F", 0, i)
             with self.maybe_enable_amp:
                 loss = self.loss_fn(model(tokens, **arguments), targets)
-            self.clock.action("B", 0, i)
+            self.clock.mark("B", 0, i)
             loss.backward()
             losses.append(loss.detach())
         return losses

@@ -21,7 +21,7 @@ from typing import Any
 from titan_wlb.records import BLOCKED, COLLECTIVE_GROUPS, COMPUTE, STARVED, TIMES, WAITS, Section, StepTimes, Totals
 
 _WARMUP_STEPS = 2
-_UNTIL_NEXT_MARK: AbstractContextManager[None] = nullcontext()
+_NO_WAIT: AbstractContextManager[None] = nullcontext()
 
 
 class _Wait:
@@ -79,11 +79,6 @@ class StepClock:
         if self._is_timing():
             self._sections.append((kind, stage, micro_batch))
             self._cut()
-
-    def action(self, kind: str, stage: int, micro_batch: int = -1) -> AbstractContextManager[None]:
-        """``mark``, for those who like to indent: leaving the context does nothing."""
-        self.mark(kind, stage, micro_batch)
-        return _UNTIL_NEXT_MARK
 
     def phase(self, name: str) -> None:
         """From here to the next mark the rank is in "head", "norm" or "tail", parts of no micro-batch."""
@@ -197,4 +192,4 @@ class NullClock(StepClock):
     def wait(
         self, category: str, *, collective: bool = False, group: str | None = None
     ) -> AbstractContextManager[None]:
-        return _UNTIL_NEXT_MARK
+        return _NO_WAIT

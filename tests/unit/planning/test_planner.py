@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planner_cases import CONFIG
 
 from titan_wlb.planning.packing import PACKERS
 from titan_wlb.planning.packing.dealing import in_order
@@ -11,15 +12,6 @@ from titan_wlb.planning.planner import Planner, PlannerConfig
 from titan_wlb.planning.sharding import shard
 from titan_wlb.planning.workload import Workload
 
-CONFIG = PlannerConfig(
-    packing="variable_length",
-    num_micro_batches=4,
-    context_window=64,
-    max_tokens=128,
-    outlier_thresholds=(24, 48),
-    workload=Workload(10, 64, 1, 64),
-    seed=3,
-)
 LENGTHS = np.random.default_rng(0).integers(1, 100, size=200)
 
 

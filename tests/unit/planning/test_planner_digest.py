@@ -5,21 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from planner_cases import CONFIG
 
 import titan_wlb.planning.planner as planner_module
 from titan_wlb.planning.plan import Chunk
-from titan_wlb.planning.planner import Planner, PlannerConfig
+from titan_wlb.planning.planner import Planner
 from titan_wlb.planning.workload import Workload
 
-CONFIG = PlannerConfig(
-    packing="variable_length",
-    num_micro_batches=4,
-    context_window=64,
-    max_tokens=128,
-    outlier_thresholds=(24, 48),
-    workload=Workload(10, 64, 1, 64),
-    seed=3,
-)
 LENGTHS = [1 + 37 * id % 97 for id in range(200)]
 
 IN_ANOTHER_PROCESS = """
