@@ -40,6 +40,10 @@ class WLB:
     on_bad_document: Literal["skip", "stop"] = "skip"
     """What to do with a document that cannot be read or decoded, or has no text."""
 
+    segment_tokens: int = 1 << 28
+    """Tokens of a segment of the document index. Training starts when the first segment is ready, the next ones are
+    tokenised while it trains, and documents are shuffled within a segment."""
+
     log_documents: bool = False
     """Append a JSON line per step to <job.dump_folder>/wlb/documents.jsonl: the documents of each micro-batch."""
 

@@ -28,7 +28,7 @@ from titan_wlb.compat.trainer import hide_loss_visibility_warning
 from titan_wlb.context_parallel.kernels import pick_backend
 from titan_wlb.context_parallel.metadata import build_metadata
 from titan_wlb.data.dataloader import BalancedDataLoader, StepBatch
-from titan_wlb.data.from_config import index_from_config
+from titan_wlb.data.from_config import growing_index_from_config
 from titan_wlb.data.index import Index
 from titan_wlb.documents_log import DocumentsLog
 from titan_wlb.gradient_norm import clip_grad_norm_
@@ -68,8 +68,8 @@ class WLBTrainer(Trainer):
         if job_config.checkpoint.create_seed_checkpoint:
             return
 
-        index = index_from_config(job_config, self.tokenizer)
-        self.dataloader = self._build_dataloader(index)
+        self.index = growing_index_from_config(job_config, self.tokenizer)
+        self.dataloader = self._build_dataloader(self.index)
         self.checkpointer.states["dataloader"] = self.dataloader
         self.reporter = Reporter(
             job_config,
@@ -77,7 +77,7 @@ class WLBTrainer(Trainer):
             self.layout,
             self.metrics_processor,
             shape=model_shape(self.model_args),
-            lengths=index.lengths,
+            index=self.index,
             planner_config=self.dataloader.planner.config,
             device=self.device,
         )
@@ -89,11 +89,10 @@ class WLBTrainer(Trainer):
         config = self.job_config
         _, dp_rank, cp_rank, _ = self.layout.coordinates(dist.get_rank())
         planner = Planner(
-            index.lengths,
+            index,
             planner_config(config, self.model_args, assumed_flops_per_second(self.metrics_processor)),
             dp=self.layout.dp,
             cp=self.layout.cp,
-            fingerprint=index.fingerprint,
         )
         return BalancedDataLoader(
             planner,
@@ -244,5 +243,6 @@ class WLBTrainer(Trainer):
         """Stops the loader's thread and closes what is open."""
         if isinstance(self.dataloader, BalancedDataLoader):
             self.dataloader.close()
+            self.index.close()
             self.reporter.close()
         super().close()

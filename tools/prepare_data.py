@@ -51,13 +51,15 @@ def _prepare(flags: list[str], num_processes: int | None) -> None:
     config = CheckedConfigManager(JobConfig, check_toml).parse_args(flags)
     models.register()
     index = index_from_config(config, build_tokenizer(config), num_processes=num_processes)
-    window = config.training.seq_len
+    window, last = config.training.seq_len, index.opened[-1].meta
+    lengths = np.concatenate([segment.lengths() for segment in index.opened])
     print(
         f"folder     {index.folder}\n"
-        f"documents  {len(index):,}, bad ones left out: {index.meta.skipped:,}\n"
-        f"tokens     {index.num_tokens:,} of a vocabulary of {index.meta.vocab_size:,}\n"
-        f"longest    {index.lengths.max():,} tokens, median {np.median(index.lengths):,.0f}; "
-        f"{np.count_nonzero(index.lengths > window):,} are longer than the context window of {window:,}"
+        f"documents  {len(lengths):,} in segments of {config.wlb.segment_tokens:,} tokens: {len(index.opened):,}; "
+        f"bad ones left out: {last.skipped:,}\n"
+        f"tokens     {lengths.sum():,} of a vocabulary of {last.vocab_size:,}\n"
+        f"longest    {lengths.max():,} tokens, median {np.median(lengths):,.0f}; "
+        f"{np.count_nonzero(lengths > window):,} are longer than the context window of {window:,}"
     )
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     write("parity.jsonl", lengths, random_)
 
     drawn = [length for window in EXACT_FIT for length in window]
-    ids = Shuffle(len(drawn), seed=0, epoch=0).ids(0, len(drawn)).tolist()
+    ids = Shuffle(len(drawn), 0, 0).ids(0, len(drawn)).tolist()
     write("exact_fit.jsonl", [drawn[ids.index(id)] for id in range(len(drawn))], random_)
 
 

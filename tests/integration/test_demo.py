@@ -100,12 +100,11 @@ def test_flags_overrule_the_layout_that_the_script_chose(demo):
 def test_the_documents_of_the_demo_are_unbalanced_and_balance_well(demo):
     _, folder = demo
     config = ConfigManager(JobConfig).parse_args(["--job.config_file", str(ROOT / "train_configs/debug_cpu.toml")])
-    (index,) = (path.parent for path in (folder / "wlb" / "index").glob("*/index.json"))
-    lengths = open_index(index).lengths
+    (index,) = (path.parent for path in (folder / "wlb" / "index").glob("*/segment-00000"))
     planned = planner_config(config, FLAVORS[config.model.flavor], CPU_PEAK_FLOPS * PERCENT_OF_PEAK // 100)
 
     def degree(packing: str) -> float:
-        planner = Planner(lengths, replace(planned, packing=packing), dp=1, cp=1)
+        planner = Planner(open_index(index), replace(planned, packing=packing), dp=1, cp=1)
         return float(np.mean([planner.plan().imbalance_degree for _ in range(config.training.steps)]))
 
     assert degree("original") >= 1.25

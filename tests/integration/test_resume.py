@@ -28,6 +28,7 @@ from runs import Run, launch, parameters
 from titan_wlb.data.index import Index, open_index
 from titan_wlb.launch import REFUSED
 from titan_wlb.planning.planner import Planner, PlannerConfig
+from titan_wlb.planning.shuffle import Shuffle
 
 KILLED = -9
 CONFIG = """
@@ -50,6 +51,7 @@ mixed_precision_param = "float32"
 [wlb]
 packing = "variable_length"
 sharding = "per_document"
+segment_tokens = 500
 log_documents = true
 
 [optimizer]
@@ -138,8 +140,9 @@ def moved(place, config, straight) -> Run:
 
 
 def test_the_corpus_is_what_these_tests_need(straight):
-    lengths, lines = index_of(straight).lengths, straight.documents()
-    assert lengths.max() > 128, "a document that is cut into pieces"
+    index, lines = index_of(straight), straight.documents()
+    assert max(lengths_of(index)) > 128, "a document that is cut into pieces"
+    assert len(index.opened) >= 3, "segments, which the run has built in the background"
     assert [line["epoch"] for line in lines.values()][-1] >= 2, "ends of epochs"
     assert any(
         arrival < step
@@ -193,7 +196,7 @@ def test_a_checkpoint_holds_the_planner_of_the_step_just_trained_though_steps_ar
     for step in steps:
         saved = run.checkpoint(step)["dataloader.planner"]
         config = PlannerConfig.from_json(json.loads(saved)["config"], sharding="per_document")
-        planner = Planner(index.lengths, config, dp=1, cp=1, fingerprint=index.fingerprint)
+        planner = Planner(index, config, dp=1, cp=1)
         for _ in range(step):
             planner.plan()
         assert saved == planner.state
@@ -202,17 +205,22 @@ def test_a_checkpoint_holds_the_planner_of_the_step_just_trained_though_steps_ar
 @pytest.mark.parametrize("name", ["killed", "moved"])
 def test_every_document_is_trained_exactly_once_per_epoch_across_the_resumes(request, straight, name):
     run = request.getfixturevalue(name)
-    lengths = index_of(run).lengths.tolist()
+    index = index_of(run)
+    lengths = lengths_of(index)
     lines = {**straight.documents(), **run.documents()}  # the moved run's first steps are the straight one's
     state = json.loads(run.checkpoint(9)["dataloader.planner"])
-    epoch, position, *_ = state["intake"]
+    epoch, place, offset, *_ = state["intake"]
     pieces = [piece for line in lines.values() for part in line["micro_batches"] for piece in part["documents"]]
-    pieces += [piece for queue in state["waiting"] for piece in queue]  # drawn, not yet trained
-    tokens = Counter((id, token) for id, start, stop, *_ in pieces for token in range(start, stop))
+    pieces = [(id, start, stop) for id, start, stop, _ in pieces]
+    pieces += [(id, start, stop) for queue in state["waiting"] for id, _, start, stop, *_ in queue]  # not yet trained
+    tokens = Counter((id, token) for id, start, stop in pieces for token in range(start, stop))
     drawn = [{tokens[id, token] for token in range(length)} for id, length in enumerate(lengths)]
     assert sum(tokens.values()) == sum(length * max(counts) for length, counts in zip(lengths, drawn, strict=True))
     assert all(counts in ({epoch}, {epoch + 1}) for counts in drawn), "a document's tokens equally often"
-    assert drawn.count({epoch + 1}) == position
+    assert epoch > 0, "the segments, too, are shuffled"
+    order = Shuffle(len(index.opened), 0, epoch).ids(0, len(index.opened))
+    before = sum(index.opened[number].num_documents for number in order[:place])
+    assert drawn.count({epoch + 1}) == before + offset
 
 
 def test_what_the_checkpoint_packed_with_stays_in_force_and_the_log_says_so_in_a_line_each(killed):
@@ -275,8 +283,12 @@ def write_corpus(path: Path, seed: int) -> None:
 
 
 def index_of(run: Run) -> Index:
-    (folder,) = {path.parent for path in (run.folder / "wlb" / "index").glob("*/index.json")}
-    return open_index(folder)
+    (segment,) = (run.folder / "wlb" / "index").glob("*/segment-00000")
+    return open_index(segment.parent)
+
+
+def lengths_of(index: Index) -> list[int]:
+    return [length for segment in index.segments() for length in segment.lengths().tolist()]
 
 
 def equal(a: object, b: object) -> bool:

@@ -76,10 +76,10 @@ MUTANTS = (
         "tests/distributed/test_attribution.py::test_ranks_wait_in_the_categories_of_their_own_axes_alone[cp2]",
     ),
     Mutant(
-        "a document's last token has the next document's first one as its label",
+        "a document's last token has another document's first one as its label",
         "titan_wlb/data/local_batch.py",
         "labels[0, row : row + len(read) - 1] = read[1:]",
-        "labels[0, row : row + len(read)] = [*read[1:], index.tokens((document.id + 1) % len(index.lengths), 0, 1)[0]]",
+        "labels[0, row : row + len(read)] = [*read[1:], *index.tokens(max(document.id - 1, 0), 0, 1)]",
         "tests/unit/data/test_data_local_batch.py::test_labels_never_cross_a_document_boundary",
     ),
 )

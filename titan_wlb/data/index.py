@@ -1,19 +1,24 @@
 """Documents as tokens on the disk: lengths to plan with, tokens to read when their turn comes.
 
-    <folder>/index.json               what it holds, checksums, how many documents were skipped and why
-    <folder>/segment-00000.lengths    little-endian int64, a document's tokens, BOS and EOS included
-    <folder>/segment-00000.tokens     little-endian uint16 (vocabularies up to 65,536) or uint32, document by document
-    <folder>/segment-00001...         the next; a document's id is its place in all of them
+    <folder>/segment-00000/meta.json   what it holds, its checksum, how many documents were skipped so far and why
+    <folder>/segment-00000/offsets     little-endian int64, where each document starts, and where the last one ends
+    <folder>/segment-00000/tokens      little-endian uint16 (vocabularies up to 65,536) or uint32, document by document
+    <folder>/segment-00001/...         the next; a document's id is its place in all of them
 
-Tokens are memory-mapped: a rank only reads those of its own micro-batches.
+A segment appears as a whole and never changes. The index may grow while it is read: the planner asks for segments by
+number, and waits for one that is not there yet. Both files are memory-mapped, so that the ranks of a machine share what
+they read.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import zlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +26,46 @@ import numpy as np
 
 from titan_wlb.data.once import DamagedError
 
-FORMAT = 1
-META = "index.json"
-LENGTH_DTYPE = np.dtype("<i8")
+FORMAT = 2
+META, OFFSETS, TOKENS = "meta.json", "offsets", "tokens"
+OFFSET_DTYPE = np.dtype("<i8")
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentMeta:
-    """One pair of files: how many documents and tokens, and the lengths file's CRC-32."""
-
-    documents: int
-    tokens: int
-    lengths_crc32: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexMeta:
-    """What index.json holds.
+    """What meta.json holds.
 
     Args:
-        fingerprint: hash of all lengths and tokens.
-        skipped: documents of the corpus that were bad, and have no id.
+        corpus: its name, for messages.
+        vocab_size: tokens lie in [0, vocab_size).
+        documents: in this segment.
+        tokens: in this segment.
+        offsets_crc32: of the file.
+        fingerprint: hash of the segment's lengths and tokens, hexadecimal.
+        read: documents of the corpus up to the segment's end, bad ones included: where the next one goes on.
+        skipped: bad documents up to the segment's end, which have no id.
         skipped_examples: origin and reason of the first ones.
+        is_last: whether the corpus ends here.
     """
 
-    fingerprint: str
     corpus: str
     vocab_size: int
-    segments: tuple[SegmentMeta, ...]
-    skipped: int = 0
-    skipped_examples: tuple[str, ...] = ()
-
-    @property
-    def token_dtype(self) -> np.dtype[Any]:
-        """How a token lies on the disk."""
-        return np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
+    documents: int
+    tokens: int
+    offsets_crc32: int
+    fingerprint: str
+    read: int
+    skipped: int
+    skipped_examples: tuple[str, ...]
+    is_last: bool
 
     def to_json(self) -> str:
-        """Text of index.json, its own checksum included."""
+        """Text of meta.json, its own checksum included."""
         body = json.dumps(asdict(self), indent=1)
         return json.dumps({"format": FORMAT, "crc32": zlib.crc32(body.encode()), "body": json.loads(body)}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> IndexMeta:
+    def from_json(cls, text: str) -> SegmentMeta:
         """Inverse of ``to_json``; any exception of json or a dict where it is none, ValueError on a wrong checksum."""
         stored = json.loads(text)
         if stored["format"] != FORMAT:
@@ -71,50 +73,52 @@ class IndexMeta:
         body = dict(stored["body"])
         if zlib.crc32(json.dumps(body, indent=1).encode()) != stored["crc32"]:
             raise ValueError("its checksum is wrong")
-        body["segments"] = tuple(SegmentMeta(**segment) for segment in body["segments"])
-        body["skipped_examples"] = tuple(body["skipped_examples"])
-        return cls(**body)
+        return cls(**body | {"skipped_examples": tuple(body["skipped_examples"])})
 
 
-class Index:
-    """Open documents.
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """How a token lies on the disk."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
-    Attributes:
-        lengths: int64 ``[documents]``, tokens of each; an index's ids are 0 to documents - 1.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """An open segment: an ``IndexSegment`` for planners, and its tokens.
+
+    Args:
         folder: where it lies.
         meta: what it says of itself.
-        fingerprint: hex; equal if and only if lengths and tokens are, wherever and from whatever files it was built.
+        first_id: of its first document.
+        offsets: int64 [documents + 1], mapped.
+        values: its tokens, document by document, mapped.
     """
 
-    def __init__(self, folder: Path, meta: IndexMeta, lengths: Sequence[np.ndarray], tokens: Sequence[np.ndarray]):
-        self.folder = folder
-        self.meta = meta
-        self.fingerprint = meta.fingerprint
-        self.lengths: np.ndarray = np.concatenate(lengths)
-        self._tokens = tokens
-        self._first_ids = np.cumsum([0, *(len(part) for part in lengths)])
-        self._offsets = np.concatenate([np.cumsum(part) - part for part in lengths])  # within the segment
-
-    def __len__(self) -> int:
-        return len(self.lengths)
+    folder: Path
+    meta: SegmentMeta
+    first_id: int
+    offsets: np.ndarray
+    values: np.ndarray
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of all documents."""
-        return int(self.lengths.sum())
+    def num_documents(self) -> int:
+        """How many; 0 where behind a full segment only bad documents followed."""
+        return self.meta.documents
 
-    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Tokens [start, stop) of a document, a view of the mapped file: uint16 or uint32.
+    @property
+    def fingerprint(self) -> str:
+        """Equal if and only if lengths and tokens are, wherever and from whatever files it was built."""
+        return self.meta.fingerprint
 
-        Raises:
-            ValueError: a token lies outside the vocabulary: the file was damaged after it was written.
-        """
-        length = int(self.lengths[document])
-        stop = length if stop is None else stop
-        assert 0 <= start <= stop <= length, (document, start, stop, length)
-        segment = int(np.searchsorted(self._first_ids, document, side="right")) - 1
-        offset = int(self._offsets[document])
-        tokens = self._tokens[segment][offset + start : offset + stop]
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64 [documents]."""
+        return np.diff(self.offsets).astype(np.int64)
+
+    def tokens(self, document: int, start: int, stop: int | None) -> np.ndarray:
+        """As ``Index.tokens``."""
+        first, end = (int(offset) for offset in self.offsets[document - self.first_id :][:2])
+        stop = end - first if stop is None else stop
+        assert 0 <= start <= stop <= end - first, (document, start, stop, end - first)
+        tokens = self.values[first + start : first + stop]
         if len(tokens) and tokens.max() >= self.meta.vocab_size:
             raise ValueError(
                 f"the index {self.folder} is damaged: document {document} holds token {tokens.max()} of a vocabulary "
@@ -123,37 +127,106 @@ class Index:
         return tokens
 
 
+class Index:
+    """Open documents; the ``LengthSource`` of planners.
+
+    Args:
+        folder: where its segments lie.
+        load: gives the segment of a number, whose first document has the id given; waits until it is there.
+
+    Attributes:
+        opened: segments opened so far, from the first on.
+    """
+
+    def __init__(self, folder: Path, load: Callable[[int, int], Segment]):
+        self.folder = folder
+        self.opened: list[Segment] = []
+        self._load = load
+        self._first_ids: list[int] = []
+        self._lock = threading.Lock()  # planners and the closing table ask in different threads
+
+    def segment(self, number: int) -> Segment | None:
+        """The segment of a number; waits until it is there. None behind the last."""
+        with self._lock:
+            while number >= len(self.opened):
+                if self.opened and self.opened[-1].meta.is_last:
+                    return None
+                first_id = self.opened[-1].first_id + self.opened[-1].num_documents if self.opened else 0
+                segment = self._load(len(self.opened), first_id)
+                self._first_ids.append(first_id)
+                self.opened.append(segment)
+            return self.opened[number]
+
+    def segments(self) -> Iterator[Segment]:
+        """All of them; waits for those that are not there yet."""
+        for number in count():
+            segment = self.segment(number)
+            if segment is None:
+                return
+            yield segment
+
+    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Tokens [start, stop) of a document of an opened segment, a view of the mapped file: uint16 or uint32.
+
+        Raises:
+            ValueError: a token lies outside the vocabulary: the file was damaged after it was written.
+        """
+        # Behind an empty segment several have the same first id: the last of them holds the document.
+        return self.opened[bisect_right(self._first_ids, document) - 1].tokens(document, start, stop)
+
+
 def open_index(folder: str | Path) -> Index:
-    """Open an index that is complete; lengths are checked against their checksum, tokens by the size of their file.
+    """Open an index that is complete; offsets are checked against their checksum, tokens by the size of their file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or a part of it is missing.
         DamagedError: a ValueError; it is not as it was written.
     """
     folder = Path(folder)
-    if not folder.exists():
-        raise FileNotFoundError(f"there is no index at {folder}")
+    index = Index(folder, lambda number, first_id: open_segment(folder, number, first_id))
+    for _ in index.segments():
+        pass
+    return index
+
+
+def segment_folder(folder: Path, number: int) -> Path:
+    """Where a segment lies."""
+    return folder / f"segment-{number:05d}"
+
+
+def read_meta(segment: Path) -> SegmentMeta:
+    """What a segment says of itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedError: it is not as it was written.
+    """
+    if not segment.exists():
+        raise FileNotFoundError(f"there is no segment {segment}")
     try:
-        meta = IndexMeta.from_json((folder / META).read_text(encoding="utf-8"))
-        parts = [_open_segment(folder, number, meta) for number in range(len(meta.segments))]
+        return SegmentMeta.from_json((segment / META).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"the index {folder} is damaged ({type(error).__name__}: {error})") from error
-    return Index(folder, meta, [lengths for lengths, _ in parts], [tokens for _, tokens in parts])
+        raise _damaged(segment, error) from error
 
 
-def segment_files(folder: Path, number: int) -> tuple[Path, Path]:
-    """Paths of a segment's lengths and tokens."""
-    return folder / f"segment-{number:05d}.lengths", folder / f"segment-{number:05d}.tokens"
+def open_segment(folder: Path, number: int, first_id: int) -> Segment:
+    """Open a segment; errors as ``open_index``."""
+    segment = segment_folder(folder, number)
+    meta = read_meta(segment)
+    try:
+        raw = (segment / OFFSETS).read_bytes()
+        if len(raw) != (meta.documents + 1) * OFFSET_DTYPE.itemsize or zlib.crc32(raw) != meta.offsets_crc32:
+            raise ValueError(f"{OFFSETS} is not what was written")
+        dtype = token_dtype(meta.vocab_size)
+        size, expected = (segment / TOKENS).stat().st_size, meta.tokens * dtype.itemsize
+        if size != expected:
+            raise ValueError(f"{TOKENS} holds {size:,} bytes instead of {expected:,}")
+        offsets = np.memmap(segment / OFFSETS, dtype=OFFSET_DTYPE, mode="r")
+        values = np.memmap(segment / TOKENS, dtype=dtype, mode="r") if size else np.empty(0, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _damaged(segment, error) from error
+    return Segment(segment, meta, first_id, offsets, values)
 
 
-def _open_segment(folder: Path, number: int, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray]:
-    lengths_file, tokens_file = segment_files(folder, number)
-    segment = meta.segments[number]
-    raw = lengths_file.read_bytes()
-    if len(raw) != segment.documents * LENGTH_DTYPE.itemsize or zlib.crc32(raw) != segment.lengths_crc32:
-        raise ValueError(f"{lengths_file.name} is not what was written")
-    size, expected = tokens_file.stat().st_size, segment.tokens * meta.token_dtype.itemsize
-    if size != expected:
-        raise ValueError(f"{tokens_file.name} holds {size:,} bytes instead of {expected:,}")
-    lengths = np.frombuffer(raw, dtype=LENGTH_DTYPE).astype(np.int64)
-    return lengths, np.memmap(tokens_file, dtype=meta.token_dtype, mode="r", shape=(segment.tokens,))
+def _damaged(segment: Path, error: Exception) -> DamagedError:
+    return DamagedError(f"the index {segment} is damaged ({type(error).__name__}: {error})")

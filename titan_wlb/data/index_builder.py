@@ -1,184 +1,229 @@
-"""Tokenise a corpus into an index; documents keep the corpus's order, however many processes work.
+"""Tokenise a corpus into an index, segment by segment; documents keep the corpus's order, however many work on it.
 
 corpus -> good documents -> batches of about 1 MiB -> encoder, here or in worker processes -> files, in order
+
+A segment ends with the batch that reaches its number of tokens, and the next one starts with a batch of its own, so
+that a builder that goes on behind another one's segment writes the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import multiprocessing
 import os
 import sys
-import zlib
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from titan_wlb.data.corpora import Corpus, RawDocument, problem_of
 from titan_wlb.data.encoders import Encoder
-from titan_wlb.data.index import (
-    FORMAT,
-    LENGTH_DTYPE,
-    META,
-    Index,
-    IndexMeta,
-    SegmentMeta,
-    open_index,
-    segment_files,
-)
+from titan_wlb.data.index import Segment, SegmentMeta, open_segment, read_meta, segment_folder
 from titan_wlb.data.once import built_once
+from titan_wlb.data.segment_writer import SegmentWriter
 
 logger = logging.getLogger(__name__)
 
 BAD_DOCUMENT = ("skip", "stop")
 BATCH_CHARACTERS = 1 << 20
 ALONE_BATCHES = 32  # a corpus of up to so many is done before workers would have started
-SEGMENT_TOKENS = 1 << 28
 NUM_EXAMPLES = 5
 
 
-def prepare_index(
-    corpus: Corpus,
-    encoder: Encoder,
-    root: str | Path,
-    *,
-    num_processes: int | None = None,
-    on_bad_document: str = "skip",
-) -> Index:
-    """Open the index of this corpus and tokenizer below ``root``; build it where it is missing or damaged.
-
-    Its folder is named by a hash of both, so that another corpus or tokenizer is another index. Any number of processes
-    may call this at the same time: one builds, the others wait.
+class IndexBuilder:
+    """Builds the segments of an index that are missing. Any number of processes may do so at the same time.
 
     Args:
+        folder: of the index.
+        segment_tokens: a segment ends with the batch that reaches so many tokens.
         num_processes: None for one per core, at most 16; a small corpus is done without workers.
         on_bad_document: "skip" counts and names documents that are unreadable, undecodable or without text; "stop"
-            refuses them, also those that an existing index has skipped.
-
-    Raises:
-        ValueError: no document at all, or a bad one with "stop".
+            refuses them, also those that another builder has skipped.
+        show_progress: with a progress bar.
     """
-    described = f"{FORMAT}\0{corpus.fingerprint}\0{encoder.fingerprint}"
-    folder = Path(root) / hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
-    index = built_once(
-        folder,
-        open_index,
-        lambda part: build_index(corpus, encoder, part, num_processes=num_processes, on_bad_document=on_bad_document),
-        f"index of {corpus.name}",
-    )
-    if index.meta.skipped:
-        message = f"{index.meta.skipped:,} bad documents of {corpus.name}, the first: {index.meta.skipped_examples[0]}"
-        if on_bad_document == "stop":
-            raise ValueError(f"wlb.on_bad_document = 'stop': {message}; 'skip' leaves them out")
-        logger.warning(f"left out {message}")
-    return index
 
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        folder: str | Path,
+        *,
+        segment_tokens: int,
+        num_processes: int | None = None,
+        on_bad_document: str = "skip",
+        show_progress: bool = True,
+    ) -> None:
+        assert on_bad_document in BAD_DOCUMENT, on_bad_document
+        self.folder = Path(folder)
+        self._corpus, self._encoder = corpus, encoder
+        self._segment_tokens = segment_tokens
+        self._num_processes = num_processes or min(16, os.cpu_count() or 1)
+        self._on_bad_document = on_bad_document
+        self._show_progress = show_progress
+        self._reader: _Reader | None = None
 
-def build_index(
-    corpus: Corpus,
-    encoder: Encoder,
-    folder: str | Path,
-    *,
-    num_processes: int | None = None,
-    on_bad_document: str = "skip",
-    segment_tokens: int = SEGMENT_TOKENS,
-) -> None:
-    """Write an index into ``folder``, which must not exist; see ``prepare_index``.
+    def segment(self, number: int, first_id: int) -> Segment:
+        """The segment of a number, built if it is missing or damaged; those before it must be there.
 
-    Args:
-        segment_tokens: a segment ends with the batch that reaches so many tokens.
-    """
-    assert on_bad_document in BAD_DOCUMENT, on_bad_document
-    folder = Path(folder)
-    folder.mkdir(parents=True)
-    bad = _BadDocuments(stop=on_bad_document == "stop")
-    writer = _Writer(folder, IndexMeta("", "", encoder.vocab_size, ()).token_dtype, segment_tokens)
-    progress = tqdm(
-        total=corpus.num_bytes,
-        unit="B" if corpus.num_bytes else "document",
-        unit_scale=True,
-        desc=f"tokenising {corpus.name}",
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-    )
-    try:
-        with progress:
-            batches = _batches(_good_documents(corpus, bad))
-            for batch, lengths, tokens in _encoded(batches, encoder, num_processes or _default_processes()):
-                is_good = lengths > encoder.num_special
-                for place in np.flatnonzero(~is_good):
-                    bad.add(RawDocument(batch.origins[place], None, 0, "no token"))
-                writer.write(lengths[is_good], tokens[np.repeat(is_good, lengths)])
-                progress.update(batch.position - progress.n)
-            progress.update((corpus.num_bytes or progress.n) - progress.n)
-        writer.close()
-    finally:
-        writer.file.close()
-    if not writer.segments:
-        first = f" of {bad.number:,}, the first: {bad.examples[0]}" if bad.number else ""
-        raise ValueError(f"training.dataset: {corpus.name} holds no document with text{first}")
-    meta = IndexMeta(
-        writer.fingerprint(), corpus.name, encoder.vocab_size, tuple(writer.segments), bad.number, tuple(bad.examples)
-    )
-    with open(folder / META, "w", encoding="utf-8") as file:
-        file.write(meta.to_json())
-        file.flush()
-        os.fsync(file.fileno())
+        Raises:
+            ValueError: the corpus cannot be read, holds no document at all, or a bad one with "stop".
+        """
+        segment = built_once(
+            segment_folder(self.folder, number),
+            lambda _: open_segment(self.folder, number, first_id),
+            lambda part: self._build(number, part),
+            f"index of {self._corpus.name}" + (f" (segment {number})" if number else ""),
+        )
+        check_skipped(segment.meta, self._on_bad_document)
+        return segment
 
+    def close(self) -> None:
+        """Ends the worker processes."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
-@dataclass
-class _BadDocuments:
-    stop: bool
-    number: int = 0
-    examples: list[str] = field(default_factory=list)
+    def _build(self, number: int, part: Path) -> None:
+        before = read_meta(segment_folder(self.folder, number - 1)) if number else None
+        assert before is None or not before.is_last, "behind the last segment"
+        if self._reader is None or self._reader.next_segment != number:
+            self.close()  # another process has built what came between
+            batch = min(BATCH_CHARACTERS, self._segment_tokens)
+            self._reader = _Reader(self._corpus, self._encoder, self._num_processes, batch, number, before)
+        reader = self._reader
+        bar = tqdm(
+            total=self._corpus.num_bytes,
+            initial=reader.position,
+            unit="B" if self._corpus.num_bytes else "document",
+            unit_scale=True,
+            desc=f"tokenising {self._corpus.name}",
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            disable=not self._show_progress,
+        )
+        try:
+            with bar, SegmentWriter(part, self._corpus.name, self._encoder.vocab_size) as writer:
+                skipped = before.skipped if before else 0
+                examples = list(before.skipped_examples) if before else []
+                while writer.num_tokens < self._segment_tokens and (encoded := reader.next()) is not None:
+                    lengths, tokens, bad = encoded
+                    writer.write(lengths, tokens)
+                    for document in bad:
+                        skipped += 1
+                        self._note(document, skipped, examples)
+                    bar.update(reader.position - bar.n)
+                is_last = reader.at_end
+                if is_last:
+                    bar.update((self._corpus.num_bytes or bar.n) - bar.n)
+                if is_last and not number and not writer.num_documents:
+                    first = f" of {skipped:,}, the first: {examples[0]}" if skipped else ""
+                    raise ValueError(f"training.dataset: {self._corpus.name} holds no document with text{first}")
+                writer.finish(read=reader.read, skipped=skipped, examples=tuple(examples), is_last=is_last)
+        except BaseException:
+            self.close()  # where it stands is not where a segment ends
+            raise
+        reader.next_segment += 1
 
-    def add(self, document: RawDocument) -> None:
+    def _note(self, document: RawDocument, number: int, examples: list[str]) -> None:
         described = f"{document.origin} ({document.problem})"
-        if self.stop:
+        if self._on_bad_document == "stop":
             raise ValueError(f"wlb.on_bad_document = 'stop': {described}; 'skip' leaves such documents out")
-        self.number += 1
-        if self.number <= NUM_EXAMPLES:
-            self.examples.append(described)
+        if number <= NUM_EXAMPLES:
+            examples.append(described)
             logger.warning(f"skipping a bad document: {described}")
+
+
+def check_skipped(meta: SegmentMeta, on_bad_document: str) -> None:
+    """ValueError where documents were skipped that were not to be; a warning where they may be."""
+    if not meta.skipped:
+        return
+    message = f"{meta.skipped:,} bad documents of {meta.corpus}, the first: {meta.skipped_examples[0]}"
+    if on_bad_document == "stop":
+        raise ValueError(f"wlb.on_bad_document = 'stop': {message}; 'skip' leaves them out")
+    logger.warning(f"left out {message}")
+
+
+class _Reader:
+    """The corpus from a segment's beginning on, encoded batch by batch.
+
+    Attributes:
+        next_segment: that starts here.
+        read: documents of the corpus read up to here, bad ones included.
+        position: bytes (or documents) of the corpus up to here.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        num_processes: int,
+        batch_characters: int,
+        number: int,
+        before: SegmentMeta | None,
+    ) -> None:
+        self.next_segment = number
+        self.read = before.read if before else 0
+        self.position = 0
+        self._num_special = encoder.num_special
+        self._encoded = _encoded(_batches(corpus, self.read, batch_characters), encoder, num_processes)
+        self._following = next(self._encoded, None)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the corpus holds no more."""
+        return self._following is None
+
+    def next(self) -> tuple[np.ndarray, np.ndarray, list[RawDocument]] | None:
+        """(lengths, tokens, bad documents) of the next batch; None at the end."""
+        if self._following is None:
+            return None
+        batch, lengths, tokens = self._following
+        self.read, self.position = batch.read, batch.position
+        is_good = lengths > self._num_special
+        silent = [RawDocument(batch.origins[place], None, 0, "no token") for place in np.flatnonzero(~is_good)]
+        self._following = next(self._encoded, None)
+        return lengths[is_good], tokens[np.repeat(is_good, lengths)], batch.bad + silent
+
+    def close(self) -> None:
+        self._encoded.close()
 
 
 @dataclass
 class _Batch:
-    """Documents that are encoded together."""
+    """Documents that are encoded together, and the bad ones between them."""
 
     texts: list[str] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
+    bad: list[RawDocument] = field(default_factory=list)
+    read: int = 0
     position: int = 0
 
 
-def _good_documents(corpus: Corpus, bad: _BadDocuments) -> Iterator[RawDocument]:
-    for document in corpus:
+def _batches(corpus: Corpus, skip: int, batch_characters: int) -> Iterator[_Batch]:
+    """Batches behind the first ``skip`` documents; the last one may hold bad documents alone."""
+    batch, characters = _Batch(), 0
+    for place, document in enumerate(corpus):
+        if place < skip:
+            continue
+        batch.read, batch.position = place + 1, document.position
         problem = problem_of(document)
         if problem:
-            bad.add(RawDocument(document.origin, None, document.position, problem))
-        else:
-            yield document
-
-
-def _batches(documents: Iterable[RawDocument]) -> Iterator[_Batch]:
-    batch, characters = _Batch(), 0
-    for document in documents:
+            batch.bad.append(RawDocument(document.origin, None, document.position, problem))
+            continue
         assert document.text is not None
         batch.texts.append(document.text)
         batch.origins.append(document.origin)
-        batch.position = document.position
         characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
+        if characters >= batch_characters:
             yield batch
             batch, characters = _Batch(), 0
-    if batch.texts:
+    if batch.read:
         yield batch
 
 
@@ -204,9 +249,10 @@ def _encoded(
             yield batch, *result.result()
 
 
-def _encode(encoder: Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    documents = encoder.encode_batch(texts)
-    return np.array([len(document) for document in documents], dtype=np.int64), np.concatenate(documents)
+def _encode(encoder: Encoder, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    documents = encoder.encode_batch(list(texts))
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    return lengths, np.concatenate([np.empty(0, dtype=np.uint16), *documents])
 
 
 _worker_encoder: Encoder | None = None
@@ -216,57 +262,17 @@ def _start_worker(encoder: Encoder) -> None:
     global _worker_encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_encoder = encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's worker does not notice by itself that the process that it works for was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode_in_worker(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     assert _worker_encoder is not None
     return _encode(_worker_encoder, texts)
-
-
-def _default_processes() -> int:
-    return min(16, os.cpu_count() or 1)
-
-
-class _Writer:
-    """Appends documents to the segment that is open, and opens the next one when it is full."""
-
-    def __init__(self, folder: Path, dtype: np.dtype, segment_tokens: int) -> None:
-        self._folder, self._dtype, self._segment_tokens = folder, dtype, segment_tokens
-        self._hashes = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-        self.segments: list[SegmentMeta] = []
-        self._open()
-
-    def _open(self) -> None:
-        self._lengths: list[np.ndarray] = []
-        self._tokens = 0
-        self.file: BinaryIO = open(segment_files(self._folder, len(self.segments))[1], "wb")  # noqa: SIM115
-
-    def write(self, lengths: np.ndarray, tokens: np.ndarray) -> None:
-        self._lengths.append(lengths)
-        self._tokens += len(tokens)
-        raw = tokens.astype(self._dtype).tobytes()
-        self.file.write(raw)
-        self._hashes[0].update(lengths.astype(LENGTH_DTYPE).tobytes())
-        self._hashes[1].update(raw)
-        if self._tokens >= self._segment_tokens:
-            self.close()
-            self._open()
-
-    def fingerprint(self) -> str:
-        """Hash of everything written; batches and segments leave no trace in it."""
-        return "".join(part.hexdigest() for part in self._hashes)
-
-    def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        lengths_file, tokens_file = segment_files(self._folder, len(self.segments))
-        if not self._tokens:
-            tokens_file.unlink()
-            return
-        raw = np.concatenate(self._lengths).astype(LENGTH_DTYPE).tobytes()
-        with open(lengths_file, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        self.segments.append(SegmentMeta(len(raw) // LENGTH_DTYPE.itemsize, self._tokens, zlib.crc32(raw)))

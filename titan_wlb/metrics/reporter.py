@@ -3,17 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torchtitan.tools.logging import logger
 
 from titan_wlb.compat.trainer import metrics_rank, tensorboard_folder
+from titan_wlb.data.index import Index
 from titan_wlb.metrics.gather import gather_records, groups_of
 from titan_wlb.metrics.history import History
 from titan_wlb.metrics.jsonl import RecordWriter
 from titan_wlb.metrics.scalars import scalars
 from titan_wlb.metrics.summary import summary_table
+from titan_wlb.planning.lengths import FirstSegments
 from titan_wlb.planning.plan import StepPlan
 from titan_wlb.planning.planner import Planner, PlannerConfig
 from titan_wlb.planning.workload import ModelShape
@@ -31,7 +32,7 @@ class Reporter:
     Args:
         metrics_processor: TorchTitan's, whose logger also takes our scalars.
         shape: of the model, for the operations of packed documents.
-        lengths: of all documents of the index.
+        index: what is trained on.
         planner_config: in force at the start of the run.
     """
 
@@ -43,11 +44,11 @@ class Reporter:
         metrics_processor: Any,
         *,
         shape: ModelShape,
-        lengths: np.ndarray,
+        index: Index,
         planner_config: PlannerConfig,
         device: torch.device,
     ):
-        self.layout, self.device, self.shape, self.lengths = layout, device, shape, lengths
+        self.layout, self.device, self.shape, self.index = layout, device, shape, index
         self.config = planner_config
         self.processor = metrics_processor
         self.groups = groups_of(parallel_dims)
@@ -114,7 +115,8 @@ class Reporter:
 
     def _predicted_degree(self, packing: str) -> float:
         """Mean imbalance degree of the run's first steps, had it packed this way."""
-        planner = Planner(self.lengths, replace(self.config, packing=packing), dp=1, cp=1)
+        known = FirstSegments(self.index, len(self.index.opened))  # waits for no further one
+        planner = Planner(known, replace(self.config, packing=packing), dp=1, cp=1)
         most = max(1, MAX_MICRO_BATCHES_COMPARED // self.config.num_micro_batches)
         steps = min(self._last_step, MAX_STEPS_COMPARED, most)
         return sum(planner.plan().imbalance_degree for _ in range(steps)) / max(steps, 1)

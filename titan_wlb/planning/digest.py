@@ -9,19 +9,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from titan_wlb.planning.plan import StepPlan
-
-_BLOCK = 1 << 20  # lengths hashed at once, so that a memory-mapped index is not copied
-
-
-def digest_of_index(lengths: npt.NDArray[np.int64], fingerprint: str) -> str:
-    """Of every document's length and whatever else identifies the index, hexadecimal."""
-    digest = blake2b(fingerprint.encode(), digest_size=16)
-    for start in range(0, len(lengths), _BLOCK):
-        digest.update(lengths[start : start + _BLOCK].astype("<i8").tobytes())
-    return digest.hexdigest()
 
 
 def digest_of_values(*values: Any) -> str:

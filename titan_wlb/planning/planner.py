@@ -1,9 +1,9 @@
 """The whole method as one object: lengths in, a ``StepPlan`` per step out, the same on every rank.
 
-planner = Planner(lengths, config, dp=2, cp=4)
+planner = Planner(KnownLengths(lengths), config, dp=2, cp=4)
 plan = planner.plan()             # step 1: intake -> packer -> dealing -> shards
 ...                               # later, in another process and perhaps on another layout:
-planner = Planner(lengths, config, dp=4, cp=1)
+planner = Planner(KnownLengths(lengths), config, dp=4, cp=1)
 planner.restore(plan.state)
 planner.plan()                    # step 2, with the micro-batches that the first run would have had
 """
@@ -11,16 +11,15 @@ planner.plan()                    # step 2, with the micro-batches that the firs
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from titan_wlb.planning.config import USER_KEYS, PlannerConfig
-from titan_wlb.planning.digest import digest_of_index, digest_of_plan, digest_of_values
+from titan_wlb.planning.digest import digest_of_plan, digest_of_values
 from titan_wlb.planning.intake import Intake
+from titan_wlb.planning.lengths import LengthSource, OpenedSegments
+from titan_wlb.planning.order import EpochOrder
 from titan_wlb.planning.packing import Waiting, build_packer
 from titan_wlb.planning.packing.dealing import balanced, in_order
 from titan_wlb.planning.plan import MicroBatch, Segment, StepPlan
@@ -28,18 +27,17 @@ from titan_wlb.planning.sharding import shard
 
 __all__ = ["Planner", "PlannerConfig", "differences"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Planner:
     """Plans step after step, without end: epochs follow one another.
 
     Args:
-        lengths: tokens by document id, BOS and EOS included, each at least 1; a list or an int64 array.
+        lengths: of the index's documents. The planner waits where it still grows: here for its first segment.
         config: what the plan depends on.
         dp: data-parallel ranks (dp_replicate x dp_shard); divides N.
         cp: context-parallel ranks.
-        fingerprint: of the index's content, where lengths do not tell enough; part of the digest and the state.
 
     Attributes:
         config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding``.
@@ -49,20 +47,18 @@ class Planner:
             chain starts anew from the state.
 
     Raises:
-        ValueError: there is no document, one has no token, or N does not divide by ``dp``.
+        ValueError: there is no document, or N does not divide by ``dp``.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int] | npt.NDArray[np.int64],
+        lengths: LengthSource,
         config: PlannerConfig,
         *,
         dp: int,
         cp: int,
-        fingerprint: str = "",
     ) -> None:
-        self._lengths = _checked(lengths)
-        self._index = digest_of_index(self._lengths, fingerprint)
+        self._lengths = lengths
         self._dp, self._cp = dp, cp
         self._start(config)
         self.state = self._to_bytes()
@@ -106,15 +102,18 @@ class Planner:
             ValueError: it is no state of ours, is of another index, or its N does not divide by ``dp``.
         """
         values = _parse(state)
-        if values["index"] != self._index:
-            raise ValueError(
-                "the checkpoint's data position belongs to another document index: resume with the dataset and "
-                "tokenizer that it was trained on"
-            )
         self._start(PlannerConfig.from_json(values["config"], sharding=self.config.sharding))
+        number, digest = values["index"]
+        while self._index.number < number and self._index.segment(self._index.number) is not None:
+            pass
+        if [self._index.number, self._index.digest] != [number, digest]:
+            raise ValueError(
+                "the checkpoint's data position belongs to another document index: resume with the dataset, the "
+                "tokenizer and the wlb.segment_tokens that it was trained on"
+            )
         self.step = int(values["step"])
         self._intake.set_state(values["intake"])
-        self._waiting = Waiting.from_json(values["waiting"], self._lengths)
+        self._waiting = Waiting.from_json(values["waiting"])
         self.state = self._to_bytes()
         self.digest = self._first_digest()
 
@@ -128,23 +127,18 @@ class Planner:
         self.config = config
         self._packer = build_packer(config)
         self.step = 0
-        self._intake = Intake(self._lengths, config.seed)
+        self._index: OpenedSegments = OpenedSegments(self._lengths)
+        self._intake: Intake = Intake(EpochOrder(self._index, config.seed))
+        assert not self._intake.exhausted, "epochs have no end"  # which looks at the first segment, for the digest
         self._waiting = self._packer.empty()
 
     def _pack(self) -> tuple[list[tuple[Segment, ...]], int]:
         """(the step's micro-batches, how many documents the intake drew for them)."""
-        global_batch = self.config.num_micro_batches * self.config.context_window
-        arrived = self._intake.draw(global_batch, step=self.step)
-        packed, waiting = self._packer.pack(self._waiting, arrived)
-        # With too few documents, since the others wait in queues, further global batches join this step.
-        for _ in range(self._packer.max_extra_draws):
-            if all(packed):
-                break
-            arrived += self._intake.draw_more(global_batch, step=self.step)
-            packed, waiting = self._packer.pack(self._waiting, arrived)
+        self._intake.step = self.step
+        before = self._intake.num_drawn
+        packed, self._waiting = self._packer.pack(self._waiting, self._intake)
         assert all(packed), "an empty micro-batch"
-        self._waiting = waiting
-        return packed, len(arrived)
+        return packed, self._intake.num_drawn - before
 
     def _deal(self, costs: Sequence[int]) -> tuple[int, ...]:
         """Plain-4D deals consecutive micro-batches; all else is balanced over the DP ranks."""
@@ -154,7 +148,7 @@ class Planner:
         values = {
             "version": _VERSION,
             "config": self.config.to_json(),
-            "index": self._index,
+            "index": [self._index.number, self._index.digest],
             "step": self.step,
             "intake": list(self._intake.state()),
             "waiting": self._waiting.to_json(),
@@ -177,15 +171,6 @@ def differences(state: bytes, config: PlannerConfig) -> list[str]:
         for key in current
         if saved[key] != current[key]
     ]
-
-
-def _checked(lengths: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    array = np.asarray(lengths, dtype=np.int64)
-    if not len(array):
-        raise ValueError("the document index is empty: there is nothing to train on")
-    if array.min() < 1:
-        raise ValueError(f"document {int(array.argmin())} of the index has no token; each must have at least 1")
-    return array
 
 
 def _parse(state: bytes) -> dict[str, Any]:

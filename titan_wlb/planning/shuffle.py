@@ -20,20 +20,20 @@ _ROUNDS = 8
 
 
 class Shuffle:
-    """The order of one epoch: a permutation of range(``num_documents``), the same on every machine.
+    """A permutation of range(``num_documents``), the same on every machine.
 
     Args:
         num_documents: n, at least 1.
         seed: of the run.
-        epoch: from 0.
+        place: numbers that tell this order from the run's others, such as the epoch and the segment.
     """
 
-    def __init__(self, num_documents: int, seed: int, epoch: int) -> None:
+    def __init__(self, num_documents: int, seed: int, *place: int) -> None:
         assert num_documents > 0
         self.num_documents = num_documents
         root = isqrt(num_documents - 1) + 1
         self._sides = (root, -(-num_documents // root))
-        digest = blake2b(f"{seed} {epoch}".encode("ascii"), digest_size=8 * _ROUNDS).digest()
+        digest = blake2b(" ".join(map(str, (seed, *place))).encode("ascii"), digest_size=8 * _ROUNDS).digest()
         self._keys = np.frombuffer(digest, dtype="<u8")
 
     def ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:

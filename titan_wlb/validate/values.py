@@ -33,6 +33,7 @@ AT_LEAST = {
     "optimizer.weight_decay": 0,
     "lr_scheduler.warmup_steps": 0,
     "wlb.max_tokens": 0,
+    "wlb.segment_tokens": 1,
 }
 OR_MINUS_ONE = ("training.local_batch_size", "training.global_batch_size", "parallelism.data_parallel_shard_degree")
 OPTIMIZERS = ("Adam", "AdamW")

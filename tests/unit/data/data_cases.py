@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from titan_wlb.data.corpora import Corpus, RawDocument
-from titan_wlb.data.encoders import ByteEncoder
-from titan_wlb.data.index import Index, open_index
-from titan_wlb.data.index_builder import build_index
+from titan_wlb.data.encoders import ByteEncoder, Encoder
+from titan_wlb.data.growing import complete_index
+from titan_wlb.data.index import Index
+from titan_wlb.data.index_builder import IndexBuilder
 from titan_wlb.planning.planner import Planner, PlannerConfig
 from titan_wlb.planning.workload import Workload
 
@@ -25,10 +26,27 @@ def corpus_of(texts: Sequence[str | None], name: str = "texts") -> Corpus:
     return Corpus(name, repr(texts), None, read)
 
 
-def index_of(texts: Sequence[str], folder: Path, **kwargs) -> Index:
-    """A byte index of the texts; each is two tokens longer than its text."""
-    build_index(corpus_of(texts), ByteEncoder(), folder, **kwargs)
-    return open_index(folder)
+def builder_of(
+    texts: Sequence[str | None], folder: Path, encoder: Encoder | None = None, segment_tokens: int = 1 << 28, **kwargs
+) -> IndexBuilder:
+    """Builds an index of the texts, by default of bytes: each is two tokens longer than its text."""
+    encoder = encoder or ByteEncoder()
+    return IndexBuilder(corpus_of(texts), encoder, folder, segment_tokens=segment_tokens, **kwargs)
+
+
+def index_of(texts: Sequence[str | None], folder: Path, **kwargs) -> Index:
+    """The whole index of a ``builder_of``."""
+    return complete_index(builder_of(texts, folder, **kwargs))
+
+
+def lengths_of(index: Index) -> list[int]:
+    """Tokens of all documents."""
+    return [length for segment in index.segments() for length in segment.lengths().tolist()]
+
+
+def fingerprints_of(index: Index) -> list[str]:
+    """Of all segments."""
+    return [segment.fingerprint for segment in index.segments()]
 
 
 def random_texts(number: int, longest: int = 60, seed: int = 0) -> list[str]:
@@ -48,7 +66,7 @@ def planner_of(index: Index, *, dp: int = 1, cp: int = 1, **changes) -> Planner:
         "outlier_thresholds": (24, 40),
         "seed": 7,
     }
-    return Planner(index.lengths, PlannerConfig(**(values | changes)), dp=dp, cp=cp, fingerprint=index.fingerprint)
+    return Planner(index, PlannerConfig(**(values | changes)), dp=dp, cp=cp)
 
 
 def write_jsonl(path: Path, texts: Sequence[str]) -> Path:

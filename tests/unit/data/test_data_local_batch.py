@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data_cases import index_of, planner_of, random_texts
+from data_cases import index_of, lengths_of, planner_of, random_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +30,7 @@ def read(index, segments, cp_rank=0, cp=1, tp=1, strategy="per_document", **kwar
 
 
 def segment_of(index, document, start=0, stop=None):
-    length = int(index.lengths[document])
+    length = lengths_of(index)[document]
     return Segment(Document(document, length), start, length if stop is None else stop)
 
 
@@ -100,7 +100,7 @@ def test_metadata_is_made_of_the_plan_of_all_ranks(index):
 def test_the_cp_ranks_together_hold_the_micro_batch(many, cuts, strategy, cp, tp):
     segments = []
     for document, start, length in cuts:
-        whole = int(many.lengths[document])
+        whole = lengths_of(many)[document]
         start = min(start, whole - 1)
         segments.append(segment_of(many, document, start, min(start + length, whole)))
     micro_batch = MicroBatch(tuple(segments), 0)

@@ -8,9 +8,8 @@ from data_cases import random_texts, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from titan_wlb.data import tokenizer as tokenizer_module
-from titan_wlb.data.encoders import BpeEncoder, ByteEncoder, HuggingFaceEncoder, encoder_of, train_bpe
+from titan_wlb.data.encoders import BpeEncoder, ByteEncoder, HuggingFaceEncoder, train_bpe
 from titan_wlb.data.from_config import index_from_config, index_root
-from titan_wlb.data.index_builder import prepare_index
 from titan_wlb.data.once import DamagedError
 from titan_wlb.data.tokenizer import BuiltInTokenizer, build_tokenizer
 
@@ -52,7 +51,7 @@ def job_config(tmp_path, monkeypatch):
         job=SimpleNamespace(dump_folder=str(tmp_path / "out")),
         model=SimpleNamespace(name="any", flavor="bpe", hf_assets_path=""),
         training=SimpleNamespace(dataset="jsonl", dataset_path=str(write_jsonl(tmp_path / "a.jsonl", TEXTS))),
-        wlb=SimpleNamespace(on_bad_document="skip"),
+        wlb=SimpleNamespace(on_bad_document="skip", segment_tokens=1 << 28),
     )
 
 
@@ -129,7 +128,7 @@ def test_a_job_gets_bytes_or_a_bpe_by_the_vocabulary_of_its_flavor(job_config):
 def test_a_bpe_is_trained_once_beside_the_index_and_anew_for_another_corpus(job_config, monkeypatch, tmp_path):
     first = build_tokenizer(job_config)
     index = index_from_config(job_config, first)
-    assert index.meta.vocab_size == 300
+    assert index.opened[0].meta.vocab_size == 300
     assert len(list(index_root(job_config).glob("tokenizer-*.json"))) == 1
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer_module, "train_bpe", lambda *args: pytest.fail("trained again"))
@@ -144,7 +143,7 @@ def test_a_bpe_is_trained_without_the_bad_documents(job_config, tmp_path):
     with open(tmp_path / "a.jsonl", "a") as file:
         file.write('{"text": "\\ud800"}\n{"text": 5}\n')
     tokenizer = build_tokenizer(job_config)
-    assert index_from_config(job_config, tokenizer).meta.skipped == 2
+    assert index_from_config(job_config, tokenizer).opened[-1].meta.skipped == 2
 
 
 def test_a_damaged_bpe_is_trained_again(job_config):
@@ -160,12 +159,7 @@ def test_a_job_gets_the_tokenizer_of_its_assets(job_config, assets):
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     index = index_from_config(job_config, tokenizer)
     assert index.tokens(0).tolist() == tokenizer.encode(TEXTS[0], add_bos=True, add_eos=True)
-    assert index.folder != prepare_index_folder_of_bytes(job_config)
-
-
-def prepare_index_folder_of_bytes(job_config):
-    corpus = tokenizer_module.corpus_from_config(job_config)
-    return prepare_index(corpus, encoder_of(BuiltInTokenizer(ByteEncoder())), index_root(job_config)).folder
+    assert index.folder != index_from_config(job_config, BuiltInTokenizer(ByteEncoder())).folder
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from titan_wlb.planning.plan import Document, Segment
 
 def test_the_drawn_example():
     a, b, c = (Document(id, length) for id, length in enumerate((3, 3, 5)))
-    packed, waiting = Original(num_micro_batches=2, context_window=4).pack(Original(2, 4).empty(), [a, b, c])
+    packed, waiting = Original(num_micro_batches=2, context_window=4).pack_arrived(Original(2, 4).empty(), [a, b, c])
     assert packed == [(Segment(a, 0, 3), Segment(b, 0, 1)), (Segment(b, 1, 3), Segment(c, 0, 2))]
     assert list(waiting) == [Segment(c, 2, 5)]
 
@@ -15,8 +15,8 @@ def test_the_drawn_example():
 def test_what_is_carried_goes_first_and_a_long_document_fills_many_micro_batches():
     long, short = Document(0, 11), Document(1, 2)
     packer = Original(num_micro_batches=2, context_window=4)
-    first, waiting = packer.pack(packer.empty(), [long])
-    second, waiting = packer.pack(waiting, [short])
+    first, waiting = packer.pack_arrived(packer.empty(), [long])
+    second, waiting = packer.pack_arrived(waiting, [short])
     assert first == [(Segment(long, 0, 4),), (Segment(long, 4, 8),)]
     assert second == [(Segment(long, 8, 11), Segment(short, 0, 1)), (Segment(short, 1, 2),)]
     assert not list(waiting)
@@ -25,7 +25,7 @@ def test_what_is_carried_goes_first_and_a_long_document_fills_many_micro_batches
 def test_labels_cross_a_cut_inside_the_document_and_end_with_it():
     document = Document(0, 5)
     packer = Original(num_micro_batches=2, context_window=3)
-    (first, second), _ = packer.pack(packer.empty(), [document])
+    (first, second), _ = packer.pack_arrived(packer.empty(), [document])
     # Token 2, the last of the first piece, has token 3 as its label; only token 4 has none.
     assert [segment.num_labels for segment in (*first, *second)] == [3, 1]
 
@@ -44,7 +44,7 @@ def test_the_stream_keeps_its_order_and_every_micro_batch_but_the_last_is_full(l
             arrived.append(Document(id, length))
             stream += [(id, token) for token in range(length)]
             id += 1
-        packed, waiting = packer.pack(waiting, arrived)
+        packed, waiting = packer.pack_arrived(waiting, arrived)
         tokens = [sum(segment.length for segment in micro_batch) for micro_batch in packed]
         full, partial = divmod(min(len(stream) - len(trained), num_micro_batches * window), window)
         assert tokens == ([window] * full + [partial] * (partial > 0) + [0] * num_micro_batches)[:num_micro_batches]

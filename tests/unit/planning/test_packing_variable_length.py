@@ -23,7 +23,7 @@ def packer(num_micro_batches=2, window=12, max_tokens=12, thresholds=(), workloa
 
 
 def test_the_drawn_example():
-    pack = packer(thresholds=(8,)).pack
+    pack = packer(thresholds=(8,)).pack_arrived
     first, waiting = pack(packer(thresholds=(8,)).empty(), documents(8, 3, 2, 2))
     assert ids(first) == [[1], [2, 3]]
     assert [segment.document.id for segment in waiting.queues[0]] == [0]
@@ -33,20 +33,20 @@ def test_the_drawn_example():
 
 
 def test_an_outlier_enters_the_queue_whose_threshold_it_reaches():
-    _, waiting = packer(num_micro_batches=3, thresholds=(4, 8)).pack(
+    _, waiting = packer(num_micro_batches=3, thresholds=(4, 8)).pack_arrived(
         packer(thresholds=(4, 8)).empty(), documents(3, 4, 7, 8, 12)
     )
     assert [[segment.length for segment in queue] for queue in waiting.queues] == [[4, 7], [8, 12]]
 
 
 def test_a_queue_releases_exactly_n_of_its_oldest_and_no_more_in_one_step():
-    packed, waiting = packer(thresholds=(6,)).pack(packer(thresholds=(6,)).empty(), documents(6, 7, 8, 9, 10))
+    packed, waiting = packer(thresholds=(6,)).pack_arrived(packer(thresholds=(6,)).empty(), documents(6, 7, 8, 9, 10))
     assert ids(packed) == [[1], [0]]
     assert [segment.document.id for segment in waiting.queues[0]] == [2, 3, 4]
 
 
 def test_a_queue_holds_back_fewer_than_n():
-    packed, waiting = packer(thresholds=(6,)).pack(packer(thresholds=(6,)).empty(), documents(9, 2, 2))
+    packed, waiting = packer(thresholds=(6,)).pack_arrived(packer(thresholds=(6,)).empty(), documents(9, 2, 2))
     assert ids(packed) == [[1], [2]]
     assert [segment.document.id for segment in waiting.queues[0]] == [0]
 
@@ -54,18 +54,18 @@ def test_a_queue_holds_back_fewer_than_n():
 def test_what_does_not_fit_the_lightest_goes_to_the_shortest_micro_batch():
     # The constant makes the micro-batch of few long documents the lightest although it is the longest.
     workload = Workload(constant=100, linear=1, quadratic=0)
-    packed, waiting = packer(max_tokens=13, workload=workload).pack(packer().empty(), documents(10, 3, 3, 1, 5))
+    packed, waiting = packer(max_tokens=13, workload=workload).pack_arrived(packer().empty(), documents(10, 3, 3, 1, 5))
     # 10 -> 0; 5 -> 1; 3 -> 1 (work 105 < 110), now 208; 3 -> 0 (110), exactly full with 13 tokens, now 213;
     # 1 -> 1 (208), now 309 with 9 tokens.
     assert ids(packed) == [[0, 2], [4, 1, 3]]
     # Lightest is micro-batch 0 (213 against 309), but it is full: the shortest takes it.
-    packed, _ = packer(max_tokens=13, workload=workload).pack(packer().empty(), documents(10, 3, 3, 1, 5, 1))
+    packed, _ = packer(max_tokens=13, workload=workload).pack_arrived(packer().empty(), documents(10, 3, 3, 1, 5, 1))
     assert ids(packed) == [[0, 2], [4, 1, 3, 5]]
     assert not list(waiting)
 
 
 def test_what_fits_nowhere_is_left_over_and_goes_first_in_the_next_step():
-    pack = packer(max_tokens=12).pack
+    pack = packer(max_tokens=12).pack_arrived
     packed, waiting = pack(packer().empty(), documents(9, 8, 5, 2))
     assert ids(packed) == [[0], [1, 3]]
     assert [segment.document.id for segment in waiting.left_over] == [2]
@@ -76,17 +76,19 @@ def test_what_fits_nowhere_is_left_over_and_goes_first_in_the_next_step():
 def test_a_document_longer_than_the_window_is_cut_at_the_intake():
     long, short = Document(0, 9), Document(1, 2)
     assert [(segment.start, segment.stop) for segment in pieces([long, short], 4)] == [(0, 4), (4, 8), (8, 9), (0, 2)]
-    packed, _ = packer(num_micro_batches=3, window=4).pack(packer().empty(), [long])
+    packed, _ = packer(num_micro_batches=3, window=4).pack_arrived(packer().empty(), [long])
     assert packed == [(Segment(long, 0, 4),), (Segment(long, 4, 8),), (Segment(long, 8, 9),)]
 
 
 def test_documents_that_cost_nothing_still_leave_no_micro_batch_empty():
-    packed, _ = packer(num_micro_batches=3, workload=Workload(0, 0, 0)).pack(packer().empty(), documents(1, 1, 1))
+    packed, _ = packer(num_micro_batches=3, workload=Workload(0, 0, 0)).pack_arrived(
+        packer().empty(), documents(1, 1, 1)
+    )
     assert ids(packed) == [[0], [1], [2]]
 
 
 def test_too_few_documents_leave_micro_batches_empty_for_the_planner_to_see():
-    packed, _ = packer(num_micro_batches=3).pack(packer().empty(), documents(5))
+    packed, _ = packer(num_micro_batches=3).pack_arrived(packer().empty(), documents(5))
     assert ids(packed) == [[0], [], []]
 
 
@@ -141,7 +143,7 @@ def test_packing_is_the_papers_algorithm_and_keeps_every_token_once_below_the_ca
         arrived = documents(*lengths, first=id)
         id += len(lengths)
         expected = as_written_in_the_paper(waiting, arrived, **settings)
-        packed, waiting = ours.pack(waiting, arrived)
+        packed, waiting = ours.pack_arrived(waiting, arrived)
         assert (packed, waiting) == expected
         for micro_batch in packed:
             assert sum(segment.length for segment in micro_batch) <= settings["max_tokens"]
@@ -157,8 +159,8 @@ def test_packing_is_the_papers_algorithm_and_keeps_every_token_once_below_the_ca
 def test_what_waits_survives_json(settings_and_lengths):
     settings, steps = settings_and_lengths
     flat = [length for lengths in steps for length in lengths]
-    _, waiting = packer(**settings).pack(packer(**settings).empty(), documents(*flat))
-    assert Waiting.from_json(waiting.to_json(), flat) == waiting
+    _, waiting = packer(**settings).pack_arrived(packer(**settings).empty(), documents(*flat))
+    assert Waiting.from_json(waiting.to_json()) == waiting
 
 
 def test_a_micro_batch_cannot_be_smaller_than_the_window():

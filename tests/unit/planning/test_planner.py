@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_cases import CONFIG
 
+from titan_wlb.planning.lengths import KnownLengths
 from titan_wlb.planning.packing import PACKERS
 from titan_wlb.planning.packing.dealing import in_order
 from titan_wlb.planning.planner import Planner, PlannerConfig
@@ -36,7 +37,7 @@ def jobs(draw):
 @given(jobs(), st.integers(1, 12))
 def test_every_micro_batch_holds_something_and_never_more_than_the_cap(job, num_steps):
     lengths, config, dp, cp = job
-    planner = Planner(lengths, config, dp=dp, cp=cp)
+    planner = Planner(KnownLengths(lengths), config, dp=dp, cp=cp)
     cap = config.context_window if config.packing == "original" else config.max_tokens
     for step in range(1, num_steps + 1):
         plan = planner.plan()
@@ -51,7 +52,7 @@ def test_every_micro_batch_holds_something_and_never_more_than_the_cap(job, num_
 @given(jobs(), st.integers(1, 12))
 def test_what_was_drawn_is_trained_or_waits_each_token_once(job, num_steps):
     lengths, config, dp, cp = job
-    planner = Planner(lengths, config, dp=dp, cp=cp)
+    planner = Planner(KnownLengths(lengths), config, dp=dp, cp=cp)
     plans = [planner.plan() for _ in range(num_steps)]
     trained = [segment for plan in plans for micro_batch in plan.micro_batches for segment in micro_batch.segments]
     rows = {}
@@ -70,7 +71,7 @@ def test_what_was_drawn_is_trained_or_waits_each_token_once(job, num_steps):
 @given(jobs())
 def test_the_counts_of_a_plan_are_those_of_its_segments(job):
     lengths, config, dp, cp = job
-    planner = Planner(lengths, config, dp=dp, cp=cp)
+    planner = Planner(KnownLengths(lengths), config, dp=dp, cp=cp)
     trained = 0
     for _ in range(5):
         plan = planner.plan()
@@ -87,7 +88,7 @@ def test_the_counts_of_a_plan_are_those_of_its_segments(job):
 @pytest.mark.parametrize("sharding", ["per_sequence", "per_document"])
 @pytest.mark.parametrize("packing", PACKERS)
 def test_each_rank_runs_equally_many_micro_batches_sharded_as_configured(packing, sharding):
-    planner = Planner(LENGTHS, replace(CONFIG, packing=packing, sharding=sharding), dp=2, cp=3)
+    planner = Planner(KnownLengths(LENGTHS), replace(CONFIG, packing=packing, sharding=sharding), dp=2, cp=3)
     for _ in range(10):
         plan = planner.plan()
         assert [len(plan.of_dp_rank(rank)) for rank in range(2)] == [2, 2]
@@ -96,10 +97,10 @@ def test_each_rank_runs_equally_many_micro_batches_sharded_as_configured(packing
 
 
 def test_original_deals_consecutive_micro_batches_and_variable_length_balances_the_ranks():
-    original = Planner(LENGTHS, replace(CONFIG, packing="original"), dp=2, cp=1)
+    original = Planner(KnownLengths(LENGTHS), replace(CONFIG, packing="original"), dp=2, cp=1)
     assert all(original.plan().dp_ranks == in_order(4, 2) for _ in range(5))
     balanced, consecutive = 0, 0
-    planner = Planner(LENGTHS, CONFIG, dp=2, cp=1)
+    planner = Planner(KnownLengths(LENGTHS), CONFIG, dp=2, cp=1)
     for _ in range(20):
         plan = planner.plan()
         costs = [micro_batch.cost for micro_batch in plan.micro_batches]
@@ -115,7 +116,7 @@ def test_variable_length_balances_work_where_original_does_not():
     )
     degrees = {}
     for packing in PACKERS:
-        planner = Planner(lengths, replace(config, packing=packing), dp=1, cp=1)
+        planner = Planner(KnownLengths(lengths), replace(config, packing=packing), dp=1, cp=1)
         degrees[packing] = sum(planner.plan().imbalance_degree for _ in range(50)) / 50
     assert degrees["original"] > 1.2
     assert degrees["variable_length"] < 1.1
@@ -126,7 +127,7 @@ def test_variable_length_balances_work_where_original_does_not():
 def test_where_everything_waits_in_queues_the_step_draws_a_bounded_number_of_further_batches(lengths, num_queues):
     thresholds = tuple(range(10, 60, 10))[:num_queues]
     config = replace(CONFIG, outlier_thresholds=thresholds)
-    planner = Planner(lengths, config, dp=1, cp=1)
+    planner = Planner(KnownLengths(lengths), config, dp=1, cp=1)
     for _ in range(30):
         before = planner._intake.drawn
         plan = planner.plan()
@@ -138,18 +139,18 @@ def test_where_everything_waits_in_queues_the_step_draws_a_bounded_number_of_fur
 
 def test_a_further_batch_is_drawn_by_a_step_that_lacks_documents_and_by_no_other():
     config = replace(CONFIG, num_micro_batches=3, outlier_thresholds=(64,))
-    whole = Planner([64], config, dp=1, cp=1)
+    whole = Planner(KnownLengths([64]), config, dp=1, cp=1)
     assert [whole.plan().arrived for _ in range(4)] == [3] * 4, "three documents arrive and are released"
     # A queue each for documents of 63 and 64 tokens: the global batch of 192 tokens is four documents, two of each,
     # and neither queue releases. With the next one of three or four documents one of them holds three.
-    halves = Planner([63, 64], replace(config, outlier_thresholds=(63, 64)), dp=1, cp=1)
+    halves = Planner(KnownLengths([63, 64]), replace(config, outlier_thresholds=(63, 64)), dp=1, cp=1)
     first = halves.plan()
     assert first.arrived in (7, 8)
     assert sum(len(micro_batch.segments) for micro_batch in first.micro_batches) in (3, 6)
 
 
 def test_epochs_follow_one_another_and_reshuffle():
-    planner = Planner([10] * 30, replace(CONFIG, outlier_thresholds=()), dp=1, cp=1)
+    planner = Planner(KnownLengths([10] * 30), replace(CONFIG, outlier_thresholds=()), dp=1, cp=1)
     orders = {}
     for _ in range(20):
         plan = planner.plan()
@@ -192,12 +193,12 @@ def test_a_value_that_is_not_valid_is_refused_in_one_line(change, message):
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(lengths, dp, message):
     with pytest.raises(ValueError, match=message):
-        Planner(lengths, CONFIG, dp=dp, cp=1)
+        Planner(KnownLengths(lengths), CONFIG, dp=dp, cp=1)
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 1024))
 def test_any_number_of_micro_batches_is_filled(num_micro_batches):
     config = replace(CONFIG, num_micro_batches=num_micro_batches)
-    plan = Planner(LENGTHS, config, dp=1, cp=1).plan()
+    plan = Planner(KnownLengths(LENGTHS), config, dp=1, cp=1).plan()
     assert [len(micro_batch.segments) > 0 for micro_batch in plan.micro_batches] == [True] * num_micro_batches

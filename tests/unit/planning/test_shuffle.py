@@ -17,7 +17,7 @@ def test_an_epochs_order_holds_every_document_once(num_documents, seed, epoch):
 def test_any_part_of_the_order_is_computed_alone(num_documents, data):
     start = data.draw(st.integers(0, num_documents))
     stop = data.draw(st.integers(start, num_documents))
-    shuffle = Shuffle(num_documents, seed=3, epoch=1)
+    shuffle = Shuffle(num_documents, 3, 1)
     assert shuffle.ids(start, stop).tolist() == shuffle.ids(0, num_documents).tolist()[start:stop]
 
 
@@ -28,11 +28,11 @@ def test_seed_and_epoch_decide_the_order():
 
 
 def test_the_order_is_the_same_on_every_machine():
-    assert Shuffle(10, seed=0, epoch=0).ids(0, 10).tolist() == [8, 9, 0, 3, 1, 7, 5, 4, 6, 2]
+    assert Shuffle(10, 0, 0).ids(0, 10).tolist() == [8, 9, 0, 3, 1, 7, 5, 4, 6, 2]
 
 
 def test_a_very_large_index_needs_no_memory():
-    ids = Shuffle(10**14 + 7, seed=1, epoch=0).ids(10**13, 10**13 + 1000)
+    ids = Shuffle(10**14 + 7, 1, 0).ids(10**13, 10**13 + 1000)
     assert len(set(ids.tolist())) == 1000
     assert ids.min() >= 0 and ids.max() < 10**14 + 7
 
@@ -52,6 +52,6 @@ def test_places_and_documents_are_unrelated():
 
 
 def test_neighbours_in_the_index_are_not_neighbours_in_the_order():
-    ids = Shuffle(100_000, seed=5, epoch=2).ids(0, 100_000)
+    ids = Shuffle(100_000, 5, 2).ids(0, 100_000)
     assert abs(np.corrcoef(ids[:-1], ids[1:])[0, 1]) < 0.02
     assert (np.abs(np.diff(ids)) == 1).sum() < 15, "2 expected of a random order"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from titan_wlb.planning.packing.packer import Waiting
+from titan_wlb.planning.packing.packer import Stream, Waiting
 from titan_wlb.planning.plan import Document, Segment
 
 
@@ -28,8 +28,6 @@ class Original:
         context_window: W, tokens.
     """
 
-    max_extra_draws = 0  # the intake draws N x W tokens for every step, and a step trains no more
-
     def __init__(self, num_micro_batches: int, context_window: int) -> None:
         self.num_micro_batches = num_micro_batches
         self.context_window = context_window
@@ -38,7 +36,11 @@ class Original:
         """What waits before the first step: nothing."""
         return Waiting()
 
-    def pack(self, waiting: Waiting, arrived: Sequence[Document]) -> tuple[list[tuple[Segment, ...]], Waiting]:
+    def pack(self, waiting: Waiting, stream: Stream) -> tuple[list[tuple[Segment, ...]], Waiting]:
+        """The stream's next N x W tokens, as N micro-batches."""
+        return self.pack_arrived(waiting, stream.draw(self.num_micro_batches * self.context_window))
+
+    def pack_arrived(self, waiting: Waiting, arrived: Sequence[Document]) -> tuple[list[tuple[Segment, ...]], Waiting]:
         """N micro-batches of W tokens (fewer where documents run out) and the rest of the stream."""
         stream = deque(waiting.left_over)
         stream.extend(Segment(document, 0, document.length) for document in arrived)

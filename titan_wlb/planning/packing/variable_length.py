@@ -15,6 +15,16 @@ Per step, to the letter (paper, section 4, algorithm 1):
 4. Each goes to the micro-batch of least work if it fits there, else to the shortest if it fits there, else it is left
    over.
 
+Beyond the paper: no document waits for ever. A queue whose oldest would exceed ``max_age_iterations`` releases N before
+it holds them, or all it has; at the end of the data every queue releases what it holds. What the cap does not let in
+then goes first in the next step.
+
+    N = 2, outliers from 8 tokens on, max_age_iterations = 2
+
+    step 1    arrives  A 9      the queue holds A
+    step 2    arrives  B 3      A is one step old
+    step 3    arrives  C 2      A is two steps old: it is released alone
+
 Documents longer than the context window come as pieces of at most that length, each treated as a document. Ties go to
 what came earlier and to the micro-batch of lower number. A queue releases N a step and no more: thresholds so low that
 more than N documents of a queue arrive per step make it grow without end.
@@ -26,7 +36,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
-from titan_wlb.planning.packing.packer import Waiting, pieces
+from titan_wlb.planning.packing.packer import Stream, Waiting, pack_drawing_until_filled, pieces
 from titan_wlb.planning.plan import Document, Segment
 from titan_wlb.planning.workload import Workload
 
@@ -40,6 +50,7 @@ class VariableLength:
         max_tokens: hard cap on a micro-batch's tokens, at least W.
         outlier_thresholds: L1 < L2 < ..., tokens.
         workload: what a document costs.
+        max_age_iterations: steps that a document may wait in a queue; 0: any number.
     """
 
     def __init__(
@@ -49,6 +60,7 @@ class VariableLength:
         max_tokens: int,
         outlier_thresholds: tuple[int, ...],
         workload: Workload,
+        max_age_iterations: int = 0,
     ) -> None:
         assert max_tokens >= context_window, "a piece must fit into an empty micro-batch"
         self.num_micro_batches = num_micro_batches
@@ -56,23 +68,45 @@ class VariableLength:
         self.max_tokens = max_tokens
         self.outlier_thresholds = outlier_thresholds
         self.workload = workload
+        self.max_age_iterations = max_age_iterations
         # Each draw brings at least N pieces. Of Q + 1 draws at most Q * (N - 1) pieces can wait in Q queues of which
         # none holds N, so at least N do not wait; and a queue that holds N releases them. Either fills N micro-batches.
-        self.max_extra_draws = len(outlier_thresholds) + 1
+        self._max_extra_draws = len(outlier_thresholds) + 1
 
     def empty(self) -> Waiting:
         """What waits before the first step: nothing, in a queue per threshold."""
         return Waiting((), ((),) * len(self.outlier_thresholds))
 
-    def pack(self, waiting: Waiting, arrived: Sequence[Document]) -> tuple[list[tuple[Segment, ...]], Waiting]:
-        """N micro-batches of at most ``max_tokens`` tokens, and what is delayed or left over."""
-        new, queues = self._delay_outliers(waiting.queues, arrived)
+    def pack(self, waiting: Waiting, stream: Stream) -> tuple[list[tuple[Segment, ...]], Waiting]:
+        """N micro-batches of what waits and the stream's next N x W tokens."""
+
+        def pack(waiting: Waiting, arrived: Sequence[Document]) -> tuple[list[tuple[Segment, ...]], Waiting]:
+            return self.pack_arrived(waiting, arrived, due=self._due(stream))
+
+        tokens = self.num_micro_batches * self.context_window
+        return pack_drawing_until_filled(pack, waiting, stream, tokens, self._max_extra_draws)
+
+    def pack_arrived(
+        self, waiting: Waiting, arrived: Sequence[Document], due: int = -1
+    ) -> tuple[list[tuple[Segment, ...]], Waiting]:
+        """N micro-batches of at most ``max_tokens`` tokens, and what is delayed or left over.
+
+        Args:
+            due: queues release at least what arrived in this step or before it.
+        """
+        new, queues = self._delay_outliers(waiting.queues, arrived, due)
         new.sort(key=lambda segment: -segment.length)
         micro_batches, left_over = self._assign((*waiting.left_over, *new))
         return micro_batches, Waiting(tuple(left_over), queues)
 
+    def _due(self, stream: Stream) -> int:
+        """The step of arrival from which on a document may wait no longer; -1 where none has to be released."""
+        if stream.exhausted:
+            return stream.step
+        return stream.step - self.max_age_iterations if self.max_age_iterations else -1
+
     def _delay_outliers(
-        self, waiting: Sequence[Sequence[Segment]], arrived: Sequence[Document]
+        self, waiting: Sequence[Sequence[Segment]], arrived: Sequence[Document], due: int
     ) -> tuple[list[Segment], tuple[tuple[Segment, ...], ...]]:
         """(what is trained now if it fits; the queues after that)."""
         fresh: list[Segment] = []
@@ -82,9 +116,12 @@ class VariableLength:
             (queues[level - 1] if level else fresh).append(segment)
         released: list[Segment] = []
         for queue in queues:
-            if len(queue) >= self.num_micro_batches:
-                released += queue[: self.num_micro_batches]
-                del queue[: self.num_micro_batches]
+            num_due = sum(segment.document.arrival <= due for segment in queue)
+            if len(queue) >= self.num_micro_batches or num_due:
+                # what is due brings others of its queue along: outliers are balanced by outliers
+                count = max(self.num_micro_batches, num_due)
+                released += queue[:count]
+                del queue[:count]
         return released + fresh, tuple(map(tuple, queues))
 
     def _assign(self, segments: Iterable[Segment]) -> tuple[list[tuple[Segment, ...]], list[Segment]]:
@@ -114,3 +151,8 @@ class VariableLength:
             heappush(by_work, (work[place], tokens[place], place))
             heappush(by_tokens, (tokens[place], place))
         return list(map(tuple, micro_batches)), left_over
+
+
+def default_thresholds(context_window: int) -> tuple[int, ...]:
+    """Three outlier queues, from a quarter, a half and three quarters of the window on (ours)."""
+    return tuple(sorted({max(1, context_window * quarters // 4) for quarters in (1, 2, 3)}))
