@@ -1,5 +1,7 @@
 """All ranks plan the same step, or the run stops before the step is trained."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
@@ -19,7 +21,8 @@ class PlanAgreement:
     """
 
     def __init__(self) -> None:
-        self.group = dist.new_group(backend="gloo")
+        # A node whose index grows slowly may let the others wait; one that is gone is noticed all the same.
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
     def __call__(self, plan: StepPlan) -> None:
         """Waits until every rank has planned this step.

@@ -68,6 +68,8 @@ class GrowingIndex(Index):
             check_skipped(segment.meta, self._on_bad_document)
         if not segment.meta.is_last:
             self._build_ahead(number)
+            if number == 0:
+                logger.info("the index is read segment by segment: later ones are tokenised while earlier ones train")
         return segment
 
     def _from_disk(self, number: int, first_id: int) -> Segment:
