@@ -175,6 +175,52 @@ def micro_batch_compute_ms(records: Iterable[StepRecord], layout: Layout) -> dic
     return sums
 
 
+@dataclass(frozen=True)
+class MicroBatchCost:
+    """What a micro-batch was to cost and what it cost, per rank of its pipeline.
+
+    Args:
+        dp_rank: that ran it.
+        place: in the order in which the DP rank runs them.
+        predicted_ms: by the cost model, spread over the ranks.
+        measured_ms: forward and backward compute, mean over the ranks.
+    """
+
+    dp_rank: int
+    place: int
+    predicted_ms: float
+    measured_ms: float
+
+
+def micro_batch_costs(
+    records: Iterable[StepRecord], layout: Layout, predicted_ns: Mapping[tuple[int, int], int]
+) -> list[MicroBatchCost]:
+    """Predicted beside measured.
+
+    Args:
+        predicted_ns: (dp_rank, place) -> nanoseconds of the cost model, of all ranks of the pipeline together.
+    """
+    ranks = layout.pp * layout.cp * layout.tp
+    measured = micro_batch_compute_ms(records, layout)
+    return [MicroBatchCost(*key, predicted_ns[key] / 1e6 / ranks, measured[key]) for key in sorted(measured)]
+
+
+def cost_scale(costs: Sequence[MicroBatchCost]) -> float:
+    """Measured over predicted, of a step's micro-batches together; 1.0 without any."""
+    predicted = sum(cost.predicted_ms for cost in costs)
+    return sum(cost.measured_ms for cost in costs) / predicted if predicted > 0 else 1.0
+
+
+def cost_error(costs: Sequence[MicroBatchCost]) -> float:
+    """Mean over micro-batches of |predicted / measured - 1|, the predictions scaled so that their sum is right.
+
+    A plan depends on the ratio of costs alone, so that the scale does not matter to it; this error does.
+    """
+    scale = cost_scale(costs)
+    errors = [abs(scale * cost.predicted_ms / cost.measured_ms - 1) for cost in costs if cost.measured_ms > 0]
+    return sum(errors) / max(len(errors), 1)
+
+
 def measured_imbalance_degree(records: Iterable[StepRecord], layout: Layout) -> float:
     """N x largest / sum over the measured work of the step's micro-batches (paper, Table 2); 1.0 without any."""
     work = list(micro_batch_compute_ms(records, layout).values())

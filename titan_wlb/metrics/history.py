@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from titan_wlb.records import Layout, StepRecord, Totals, measured_imbalance_degree
+from titan_wlb.records import Layout, MicroBatchCost, StepRecord, Totals, cost_error, measured_imbalance_degree
 
 
 @dataclass
@@ -19,6 +19,7 @@ class History:
         waiting_ms: per rank the sums of (cp, fsdp) waiting over logged steps.
         num_degrees: logged steps that entered the sums of transfer, waiting and degrees (all behind the first two).
         predicted, measured: sums of the imbalance degrees over these steps.
+        cost_errors: sum of the cost model's errors over these steps.
         losses: (step, loss) of the first and of the last logged step.
     """
 
@@ -29,15 +30,22 @@ class History:
     num_degrees: int = 0
     predicted: float = 0.0
     measured: float = 0.0
+    cost_errors: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
 
     def add(
-        self, records: Sequence[StepRecord], *, predicted_imbalance_degree: float, loss: float | None = None
+        self,
+        records: Sequence[StepRecord],
+        *,
+        predicted_imbalance_degree: float,
+        costs: Sequence[MicroBatchCost],
+        loss: float | None = None,
     ) -> None:
         """A logged step.
 
         Args:
             records: of all ranks; nothing happens without (on ranks that do not log).
+            costs: of the step's micro-batches.
         """
         if not records:
             return
@@ -56,6 +64,7 @@ class History:
         self.num_degrees += 1
         self.predicted += predicted_imbalance_degree
         self.measured += measured_imbalance_degree(records, self.layout)
+        self.cost_errors += cost_error(costs)
 
     @property
     def steps(self) -> int:
@@ -71,6 +80,11 @@ class History:
     def measured_imbalance_degree(self) -> float:
         """Mean over the same steps."""
         return self.measured / max(self.num_degrees, 1)
+
+    @property
+    def cost_error(self) -> float:
+        """Mean over the same steps of the cost model's error."""
+        return self.cost_errors / max(self.num_degrees, 1)
 
     @property
     def idle_share(self) -> float:

@@ -29,7 +29,7 @@ class RecordWriter:
 
         Args:
             records: of all ranks.
-            measures: of the plan and the step: plain values, named as the caller likes (the scalars, say).
+            measures: of the plan and the step: plain JSON values, named as the caller likes (the scalars, say).
         """
         line = {
             "step": records[0].times.step,

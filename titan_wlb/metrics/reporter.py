@@ -18,7 +18,7 @@ from titan_wlb.planning.lengths import FirstSegments
 from titan_wlb.planning.plan import StepPlan
 from titan_wlb.planning.planner import Planner, PlannerConfig
 from titan_wlb.planning.workload import ModelShape
-from titan_wlb.records import Layout, StepTimes
+from titan_wlb.records import Layout, StepTimes, micro_batch_costs
 
 # Planning a run again under both packings, for the closing table, looks at no more steps and micro-batches than these:
 # the other ranks wait for the table, inside a collective that can time out.
@@ -74,10 +74,12 @@ class Reporter:
         records = gather_records(times, self.groups, metrics_rank=self.rank, device=self.device)
         if not records:
             return
+        costs = micro_batch_costs(records, self.layout, self._predicted_ns(plan))
         values = scalars(
             records,
             self.layout,
             predicted_imbalance_degree=plan.imbalance_degree,
+            costs=costs,
             delay_iterations=self.delay_iterations,
             tokens=plan.tokens,
             flops=sum(self.shape.flops(length) for micro_batch in plan.micro_batches for length in micro_batch.lengths),
@@ -85,8 +87,9 @@ class Reporter:
         )
         self.processor.logger.log(values, plan.step)
         assert self.records is not None
-        self.records.write(records, self.layout, values | {"loss": loss})
-        self.history.add(records, predicted_imbalance_degree=plan.imbalance_degree, loss=loss)
+        rows = [[cost.dp_rank, cost.place, round(cost.predicted_ms, 3), round(cost.measured_ms, 3)] for cost in costs]
+        self.records.write(records, self.layout, values | {"loss": loss, "micro_batches": rows})
+        self.history.add(records, predicted_imbalance_degree=plan.imbalance_degree, costs=costs, loss=loss)
 
     def finish(self) -> None:
         """The closing table, on every rank's output (launchers show one); all ranks call it after the last step."""
@@ -101,6 +104,13 @@ class Reporter:
         """Closes the files."""
         if self.records is not None:
             self.records.close()
+
+    def _predicted_ns(self, plan: StepPlan) -> dict[tuple[int, int], int]:
+        return {
+            (dp_rank, place): plan.micro_batches[i].cost
+            for dp_rank in range(self.layout.dp)
+            for place, i in enumerate(plan.of_dp_rank(dp_rank))
+        }
 
     def _table(self) -> str:
         packings = ("original", "variable_length")

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from titan_wlb.records import IDLE, Layout, StepRecord, idle_share, measured_imbalance_degree
+from titan_wlb.records import (
+    IDLE,
+    Layout,
+    MicroBatchCost,
+    StepRecord,
+    cost_error,
+    cost_scale,
+    idle_share,
+    measured_imbalance_degree,
+)
 
 MAX_RANKS_ONE_BY_ONE = 64
 
@@ -15,6 +24,7 @@ def scalars(
     layout: Layout,
     *,
     predicted_imbalance_degree: float,
+    costs: Sequence[MicroBatchCost],
     delay_iterations: float,
     tokens: int,
     flops: float = 0.0,
@@ -23,12 +33,13 @@ def scalars(
     """Tags and values of one step, for TorchTitan's ``metrics_processor.logger.log(scalars, step)``.
 
     Per-rank compute and idle: one scalar each for up to 64 ranks, above that their distribution and the slowest rank.
-    Times are ms, ``wlb/idle/*`` means over the ranks; ``wlb/idle_share`` is a fraction, ``wlb/mfu`` a percentage as
-    TorchTitan's own.
+    Times are ms, ``wlb/idle/*`` means over the ranks; ``wlb/idle_share`` and the cost model's error are fractions,
+    ``wlb/mfu`` a percentage as TorchTitan's own.
 
     Args:
         records: of all ranks.
         predicted_imbalance_degree: of the step's plan.
+        costs: of its micro-batches.
         delay_iterations: mean so far (DESIGN's ``delay_iterations_mean``).
         tokens: real tokens of the step.
         flops: of the whole job in this step, counted from the plan.
@@ -39,6 +50,8 @@ def scalars(
         "wlb/step_ms": wall_ms,
         "wlb/imbalance_degree/predicted": predicted_imbalance_degree,
         "wlb/imbalance_degree/measured": measured_imbalance_degree(records, layout),
+        "wlb/micro_batch_cost/measured_over_predicted": cost_scale(costs),
+        "wlb/micro_batch_cost/error": cost_error(costs),
         "wlb/delay_iterations": delay_iterations,
         "wlb/tokens_per_step": float(tokens),
         "wlb/tokens_per_second": tokens / max(wall_ms / 1e3, 1e-9),

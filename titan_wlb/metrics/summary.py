@@ -57,6 +57,9 @@ def summary_table(
         Several lines, the last without a line break.
     """
     lines = [*_time_lines(history), "", *_balance_lines(history, packing, sharding, predicted)]
+    if history.num_degrees:
+        error = f"{100 * history.cost_error:.1f} %"
+        lines.append(_labelled("a micro-batch's cost is predicted to within", error) + " (mean)")
     lines.append(_labelled("mean delay of a token", f"{delay_iterations:.3f}") + " iterations")
     if history.losses:
         (first, first_loss), (last, last_loss) = history.losses[0], history.losses[-1]

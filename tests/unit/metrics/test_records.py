@@ -8,14 +8,18 @@ from titan_wlb.records import (
     KINDS,
     TIMES,
     Layout,
+    MicroBatchCost,
     Section,
     StepRecord,
     StepTimes,
     Totals,
+    cost_error,
+    cost_scale,
     from_json,
     idle_share,
     measured_imbalance_degree,
     micro_batch_compute_ms,
+    micro_batch_costs,
     pack,
     packed_size,
     to_json,
@@ -67,6 +71,21 @@ def test_the_measured_degree_is_of_forward_and_backward_averaged_over_the_ranks_
     layout = Layout(pp=2, dp=2)
     assert micro_batch_compute_ms(records, layout) == {(0, 0): 20, (0, 1): 20, (1, 0): 60, (1, 1): 10}
     assert measured_imbalance_degree(records, layout) == pytest.approx(4 * 60 / 110)
+
+
+def test_predicted_costs_stand_beside_measured_ones_per_rank():
+    layout = Layout(pp=2, dp=2)
+    records = [record(rank, section("F", 0, 10 * (1 + layout.coordinates(rank)[1]))) for rank in range(4)]
+    costs = micro_batch_costs(records, layout, {(0, 0): 30_000_000, (1, 0): 10_000_000})
+    assert costs == [MicroBatchCost(0, 0, 15.0, 10.0), MicroBatchCost(1, 0, 5.0, 20.0)]
+    assert cost_scale(costs) == 1.5
+    assert cost_error(costs) == pytest.approx((1.25 + 0.625) / 2)
+
+
+def test_costs_that_are_all_off_by_one_factor_are_no_error():
+    costs = [MicroBatchCost(0, place, ms, 7 * ms) for place, ms in enumerate((1.0, 2.0, 5.0))]
+    assert cost_error(costs) == pytest.approx(0) and cost_scale(costs) == 7
+    assert cost_error([]) == 0 and cost_scale([]) == 1
 
 
 def test_without_any_action_nothing_is_unbalanced():

@@ -1,7 +1,7 @@
 import pytest
 
 from titan_wlb.metrics.scalars import percentile, scalars
-from titan_wlb.records import TIMES, Layout, Section, StepRecord, StepTimes
+from titan_wlb.records import TIMES, Layout, MicroBatchCost, Section, StepRecord, StepTimes
 
 
 def record(rank, micro_batch=0, **times):
@@ -10,7 +10,9 @@ def record(rank, micro_batch=0, **times):
 
 
 def of(records, layout, **kwargs):
-    return scalars(records, layout, predicted_imbalance_degree=1.25, delay_iterations=0.5, tokens=1000, **kwargs)
+    costs = [MicroBatchCost(0, 0, 10.0, 40.0), MicroBatchCost(1, 0, 30.0, 80.0)]
+    measures = {"predicted_imbalance_degree": 1.25, "costs": costs, "delay_iterations": 0.5, "tokens": 1000}
+    return scalars(records, layout, **measures, **kwargs)
 
 
 def test_few_ranks_have_a_scalar_each():
@@ -26,6 +28,8 @@ def test_a_steps_measures_stand_under_their_names():
     values = of(records, Layout(dp=2), flops=8e9, peak_flops=1e12)
     assert values["wlb/imbalance_degree/predicted"] == 1.25
     assert values["wlb/imbalance_degree/measured"] == pytest.approx(2 * 30 / 50)
+    assert values["wlb/micro_batch_cost/measured_over_predicted"] == 3
+    assert values["wlb/micro_batch_cost/error"] == pytest.approx((0.25 + 0.125) / 2)
     assert values["wlb/delay_iterations"] == 0.5
     assert values["wlb/tokens_per_step"] == 1000
     assert values["wlb/tokens_per_second"] == pytest.approx(1000 / 0.04)

@@ -2,7 +2,7 @@ import pytest
 
 from titan_wlb.metrics.history import History
 from titan_wlb.metrics.summary import summary_table
-from titan_wlb.records import TIMES, Layout, Section, StepRecord, StepTimes, Totals
+from titan_wlb.records import TIMES, Layout, MicroBatchCost, Section, StepRecord, StepTimes, Totals
 
 
 def records_of(layout, step, compute=lambda rank: 100.0, totals_steps=1, **times):
@@ -20,7 +20,8 @@ def history_of(layout, **kwargs):
     history = History(layout)
     for step in (1, 2, 3, 4):
         records = records_of(layout, step, totals_steps=1 if step > 2 else 0, **kwargs)
-        history.add(records, predicted_imbalance_degree=float(step), loss=8.0 - step)
+        costs = [MicroBatchCost(0, 0, 10.0, 40.0), MicroBatchCost(0, 1, 30.0, 80.0)]
+        history.add(records, predicted_imbalance_degree=float(step), costs=costs, loss=8.0 - step)
     return history
 
 
@@ -50,7 +51,7 @@ def test_the_first_two_steps_enter_losses_only():
 
 def test_ranks_that_do_not_log_have_no_history():
     history = History(Layout())
-    history.add([], predicted_imbalance_degree=1.0, loss=1.0)
+    history.add([], predicted_imbalance_degree=1.0, costs=[], loss=1.0)
     assert history.steps == 0 and history.losses == []
 
 
@@ -73,6 +74,7 @@ def test_the_table_tells_balance_delay_loss_and_how_to_see_more():
     assert "this run: variable_length, per_document 3.500 1.000" in lines
     assert "same documents: original 1.312" in lines
     assert "same documents: variable_length 1.041" in lines
+    assert "a micro-batch's cost is predicted to within 18.8 % (mean)" in lines
     assert "mean delay of a token 0.424 iterations" in lines
     assert "loss 7.0000 (step 1) -> 4.0000 (step 4)" in lines
     assert "Waiting for a slower rank: 75 % of cp; the rest is transfer." in lines
@@ -100,7 +102,7 @@ def test_many_ranks_are_summed_up_with_the_slowest():
 
 def test_a_run_that_was_too_short_still_has_a_table():
     history = History(Layout())
-    history.add(records_of(Layout(), 1, totals_steps=0), predicted_imbalance_degree=1.0, loss=5.0)
+    history.add(records_of(Layout(), 1, totals_steps=0), predicted_imbalance_degree=1.0, costs=[], loss=5.0)
     table = table_of(history, folder=None)
     assert "no times to show" in table
     assert "tensorboard" not in table
