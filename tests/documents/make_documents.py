@@ -34,9 +34,14 @@ def main() -> None:
     random_.shuffle(lengths)
     write("parity.jsonl", lengths, random_)
 
-    drawn = [length for window in EXACT_FIT for length in window]
-    ids = Shuffle(len(drawn), 0, 0).ids(0, len(drawn)).tolist()
-    write("exact_fit.jsonl", [drawn[ids.index(id)] for id in range(len(drawn))], random_)
+    exact_fit = [length for window in EXACT_FIT for length in window]
+    write("exact_fit.jsonl", drawn_as(exact_fit), random_)
+
+
+def drawn_as(lengths: list[int]) -> list[int]:
+    """In the order of a file from which the first epoch with seed 0 draws them as given."""
+    ids = Shuffle(len(lengths), 0, 0, 0).ids(0, len(lengths)).tolist()
+    return [lengths[ids.index(id)] for id in range(len(lengths))]
 
 
 def write(name: str, lengths: list[int], random_: random.Random) -> None:
