@@ -1,0 +1,1 @@
+"""Measures what documents cost on the device at hand."""
