@@ -11,8 +11,7 @@ planner.plan()                    # step 2, with the micro-batches that the firs
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from titan_wlb.planning.config import USER_KEYS, PlannerConfig
@@ -21,13 +20,36 @@ from titan_wlb.planning.intake import Intake
 from titan_wlb.planning.lengths import LengthSource, OpenedSegments
 from titan_wlb.planning.order import EpochOrder
 from titan_wlb.planning.packing import Waiting, build_packer
-from titan_wlb.planning.packing.dealing import balanced, in_order
+from titan_wlb.planning.packing.dealing import deal
+from titan_wlb.planning.packing.shape import Shape, build_shape
 from titan_wlb.planning.plan import MicroBatch, Segment, StepPlan
 from titan_wlb.planning.sharding import shard
 
-__all__ = ["Planner", "PlannerConfig", "differences"]
+__all__ = ["Pipeline", "Planner", "PlannerConfig", "differences"]
 
 _VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What runs a DP rank's micro-batches.
+
+    Args:
+        schedule: of ``parallelism.pipeline_parallel_schedule``.
+        ranks: PP; 1 is no pipeline.
+        virtual_stages: stages of each rank.
+    """
+
+    schedule: str = "1F1B"
+    ranks: int = 1
+    virtual_stages: int = 1
+
+    def shape(self, config: PlannerConfig, dp: int) -> Shape | None:
+        """What its schedule wants of a step's micro-batches; None where they are to be equal."""
+        if config.micro_batch_shape == "equal" or self.ranks == 1:
+            return None
+        number = config.num_micro_batches
+        return build_shape("schedule", self.schedule, self.ranks, dp, number, self.virtual_stages)
 
 
 class Planner:
@@ -38,6 +60,8 @@ class Planner:
         config: what the plan depends on.
         dp: data-parallel ranks (dp_replicate x dp_shard); divides N.
         cp: context-parallel ranks.
+        pipeline: that each DP rank's micro-batches run through; plans depend on it, and on ``dp``, where
+            ``config.micro_batch_shape`` is "schedule".
 
     Attributes:
         config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding``.
@@ -47,7 +71,7 @@ class Planner:
             chain starts anew from the state.
 
     Raises:
-        ValueError: there is no document, or N does not divide by ``dp``.
+        ValueError: there is no document, N does not divide by ``dp``, or the packer needs an extra that is missing.
     """
 
     def __init__(
@@ -57,9 +81,10 @@ class Planner:
         *,
         dp: int,
         cp: int,
+        pipeline: Pipeline = Pipeline(),
     ) -> None:
         self._lengths = lengths
-        self._dp, self._cp = dp, cp
+        self._dp, self._cp, self._pipeline = dp, cp, pipeline
         self._start(config)
         self.state = self._to_bytes()
         self.digest = self._first_digest()
@@ -72,6 +97,7 @@ class Planner:
         micro_batches = tuple(
             MicroBatch(segments, config.workload.costs(segment.length for segment in segments)) for segments in packed
         )
+        micro_batches, dp_ranks = deal(config.packing, micro_batches, self._dp, self._shape)
         trained = [segment for segments in packed for segment in segments]
         waiting = list(self._waiting)
         self.state = self._to_bytes()
@@ -79,7 +105,7 @@ class Planner:
             step=self.step,
             epoch=self._intake.epoch,
             micro_batches=micro_batches,
-            dp_ranks=self._deal([micro_batch.cost for micro_batch in micro_batches]),
+            dp_ranks=dp_ranks,
             shards=tuple(shard(config.sharding, micro_batch.lengths, self._cp) for micro_batch in micro_batches),
             num_labels=sum(segment.num_labels for segment in trained),
             arrived=arrived,
@@ -125,7 +151,8 @@ class Planner:
                 f"data-parallel ranks"
             )
         self.config = config
-        self._packer = build_packer(config)
+        self._shape = self._pipeline.shape(config, self._dp)
+        self._packer = build_packer(config, self._shape.targets if self._shape is not None else ())
         self.step = 0
         self._index: OpenedSegments = OpenedSegments(self._lengths)
         self._intake: Intake = Intake(EpochOrder(self._index, config.seed))
@@ -139,10 +166,6 @@ class Planner:
         packed, self._waiting = self._packer.pack(self._waiting, self._intake)
         assert all(packed), "an empty micro-batch"
         return packed, self._intake.num_drawn - before
-
-    def _deal(self, costs: Sequence[int]) -> tuple[int, ...]:
-        """Plain-4D deals consecutive micro-batches; all else is balanced over the DP ranks."""
-        return in_order(len(costs), self._dp) if self.config.packing == "original" else balanced(costs, self._dp)
 
     def _to_bytes(self) -> bytes:
         values = {

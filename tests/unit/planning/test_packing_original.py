@@ -1,6 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from titan_wlb.planning.intake import Intake
+from titan_wlb.planning.lengths import KnownLengths
+from titan_wlb.planning.order import InOrder
 from titan_wlb.planning.packing.original import Original
 from titan_wlb.planning.plan import Document, Segment
 
@@ -56,3 +59,16 @@ def test_the_stream_keeps_its_order_and_every_micro_batch_but_the_last_is_full(l
         ]
         assert trained == stream[: len(trained)]
     assert sum(segment.length for segment in waiting) == len(stream) - len(trained)
+
+
+def test_the_end_of_the_data_is_trained_whole():
+    intake, packer = Intake(InOrder(KnownLengths([3, 11, 2]))), Original(num_micro_batches=2, context_window=4)
+    waiting, trained = packer.empty(), []
+    while not intake.exhausted or list(waiting):
+        packed, waiting = packer.pack(waiting, intake)
+        trained.append([sum(segment.length for segment in micro_batch) for micro_batch in packed])
+    assert trained == [[4, 4], [4, 4]]
+    intake, waiting = Intake(InOrder(KnownLengths([3, 6]))), packer.empty()
+    _, waiting = packer.pack(waiting, intake)
+    second, waiting = packer.pack(waiting, intake)
+    assert [len(micro_batch) for micro_batch in second] == [1, 0] and not list(waiting)

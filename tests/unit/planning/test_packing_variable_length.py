@@ -2,8 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from titan_wlb.planning.intake import Intake
+from titan_wlb.planning.lengths import KnownLengths
+from titan_wlb.planning.order import InOrder
 from titan_wlb.planning.packing.packer import Waiting, pieces
-from titan_wlb.planning.packing.variable_length import VariableLength
+from titan_wlb.planning.packing.variable_length import VariableLength, default_thresholds
 from titan_wlb.planning.plan import Document, Segment
 from titan_wlb.planning.workload import Workload
 
@@ -166,3 +169,63 @@ def test_what_waits_survives_json(settings_and_lengths):
 def test_a_micro_batch_cannot_be_smaller_than_the_window():
     with pytest.raises(AssertionError):
         packer(window=12, max_tokens=11)
+
+
+def packed_steps(packer, lengths, num_steps):
+    """(micro-batches, what waits, whether the data has ended) of each step."""
+    intake = Intake(InOrder(KnownLengths(lengths)))
+    waiting = packer.empty()
+    for step in range(1, num_steps + 1):
+        intake.step = step
+        packed, waiting = packer.pack(waiting, intake)
+        yield packed, waiting, intake.exhausted
+
+
+def test_the_drawn_example_of_a_bound_on_age():
+    bounded = packer(thresholds=(8,))
+    step_1, step_2 = ([Document(d.id, d.length, step) for d in documents(*lengths, first=first)]
+                      for step, first, lengths in ((1, 0, (9, 3, 2)), (2, 3, (4, 3))))  # fmt: skip
+    packed, waiting = bounded.pack_arrived(bounded.empty(), step_1, due=0)
+    assert (ids(packed), ids(waiting.queues)) == ([[1], [2]], [[0]])
+    packed, waiting = bounded.pack_arrived(waiting, step_2, due=1)
+    assert ids(packed) == [[0], [3, 4]] and not list(waiting)
+
+
+def test_what_is_due_brings_along_up_to_n_of_every_queue():
+    bounded = VariableLength(2, 12, 24, (6, 9), SQUARE, max_age_iterations=3)
+    old, young = documents(9), [Document(id, 7, arrival=3) for id in (1, 2, 3)][:1]
+    waiting = Waiting((), ((), tuple(pieces(old, 12))))
+    packed, waiting = bounded.pack_arrived(waiting, [*young, *documents(2, 2, first=5)], due=0)
+    assert ids(packed) == [[0], [1, 5, 6]]
+    assert not list(waiting)
+
+
+def test_more_than_n_that_are_due_are_all_released():
+    bounded = VariableLength(2, 12, 60, (6,), SQUARE, max_age_iterations=3)
+    packed, waiting = bounded.pack_arrived(Waiting((), (tuple(pieces(documents(*[9] * 5), 12)),)), [], due=0)
+    assert sorted(map(len, packed)) == [2, 3] and not list(waiting)
+
+
+@pytest.mark.parametrize("age", [1, 2, 7])
+def test_no_document_of_a_long_stream_exceeds_the_bound_on_age(age):
+    lengths = [100 if id % 97 == 0 else 70 if id % 31 == 0 else 1 + 37 * id % 23 for id in range(4000)]
+    bounded, unbounded = (VariableLength(4, 100, 200, (50, 90), SQUARE, bound) for bound in (age, 0))
+    for packer, oldest_allowed in ((bounded, range(age + 1)), (unbounded, range(age + 1, 1000))):
+        oldest = 0
+        for step, (packed, _, _) in enumerate(packed_steps(packer, lengths, 80), start=1):
+            oldest = max(oldest, *(step - segment.document.arrival for held in packed for segment in held))
+        assert oldest in oldest_allowed
+
+
+def test_the_end_of_the_data_releases_every_queue_in_balance():
+    lengths = [*[3, 2, 4, 1] * 20, 90, 80, 60, 40, *[5] * 26]
+    *_, (last, waiting, exhausted) = packed_steps(VariableLength(2, 100, 300, (30, 50, 70), SQUARE), lengths, 3)
+    assert exhausted and not list(waiting)
+    work = [SQUARE.costs(segment.length for segment in held) for held in last]
+    longest = max(segment.length for held in last for segment in held)
+    assert max(work) <= 1.2 * max(sum(work) / 2, SQUARE.cost(longest))
+
+
+def test_the_default_thresholds_are_three_quarters_of_the_window():
+    assert default_thresholds(131_072) == (32_768, 65_536, 98_304)
+    assert default_thresholds(2) == (1,)

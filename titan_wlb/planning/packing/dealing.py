@@ -5,7 +5,15 @@
     in_order      rank 0: 9 8 7 = 24    rank 1: 4 3 1 =  8     (Plain-4D)
     balanced      rank 0: 9 4 3 = 16    rank 1: 8 7 1 = 16
 
-Source: ours (longest processing time first with equal counts, then swaps between the heaviest and lightest rank).
+Equal work leaves room for equal memory, since micro-batches of like work may hold few long or many short documents:
+
+    costs  5 5 5 5    tokens 9 8 2 1
+
+    balanced by work alone       rank 0: 9 + 2 = 11    rank 1: 8 + 1 =  9     tokens
+    and by tokens                rank 0: 8 + 2 = 10    rank 1: 9 + 1 = 10
+
+Source: ours (longest processing time first with equal counts, then swaps between the heaviest and lightest rank, then
+swaps between those of most and fewest tokens).
 """
 
 from __future__ import annotations
@@ -13,6 +21,36 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from typing import Protocol
+
+import numpy as np
+
+from titan_wlb.planning.plan import MicroBatch
+
+
+class RunOrder(Protocol):
+    """Knows the pipelines' schedule: ``packing.shape.Shape``."""
+
+    def deal(self, works: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Per DP rank its micro-batches, as places in ``works``, in the order in which it runs them."""
+
+
+def deal(
+    packing: str, micro_batches: Sequence[MicroBatch], dp: int, order: RunOrder | None = None
+) -> tuple[tuple[MicroBatch, ...], tuple[int, ...]]:
+    """(the micro-batches in the order in which their ranks run them, per micro-batch its DP rank).
+
+    Plain-4D deals consecutive ones. All else is dealt by work and, where no schedule decides their order, by tokens.
+    """
+    if packing == "original":
+        return tuple(micro_batches), in_order(len(micro_batches), dp)
+    costs = [micro_batch.cost for micro_batch in micro_batches]
+    if order is None:
+        tokens = [micro_batch.tokens for micro_batch in micro_batches]
+        return tuple(micro_batches), balanced(costs, dp, tokens)
+    runs = order.deal(costs)
+    ranks = tuple(rank for rank, run in enumerate(runs) for _ in run)
+    return tuple(micro_batches[place] for run in runs for place in run), ranks
 
 
 def in_order(num_micro_batches: int, dp: int) -> tuple[int, ...]:
@@ -20,12 +58,23 @@ def in_order(num_micro_batches: int, dp: int) -> tuple[int, ...]:
     return tuple(place * dp // num_micro_batches for place in range(num_micro_batches))
 
 
-def balanced(costs: Sequence[int], dp: int) -> tuple[int, ...]:
-    """Per micro-batch its DP rank, such that every rank gets as many and the sums of ``costs`` are close."""
+def balanced(
+    costs: Sequence[int], dp: int, tokens: Sequence[int] | None = None, max_tokens: int = 0
+) -> tuple[int, ...]:
+    """Per micro-batch its DP rank, such that every rank gets as many and the sums of ``costs`` are close.
+
+    Args:
+        tokens: of each micro-batch: their sums are made close as far as no rank's work exceeds the largest by that.
+        max_tokens: where a rank's tokens exceed it, work is given up for them; 0: never. What swaps one at a time do
+            not reach stays above.
+    """
     ranks = _longest_first(costs, dp)
     totals = [sum(costs[place] for place in places) for places in ranks]
     for _ in range(2 * dp):
         if not _swap(costs, ranks, totals):
+            break
+    for _ in range(2 * dp if tokens and dp > 1 else 0):
+        if not _swap_tokens(costs, tokens or (), ranks, totals, max_tokens):
             break
     dealt = [0] * len(costs)
     for rank, places in enumerate(ranks):
@@ -66,4 +115,28 @@ def _swap(costs: Sequence[int], ranks: list[list[int]], totals: list[int]) -> bo
     ranks[light][ranks[light].index(other)] = place
     totals[heavy] -= costs[place] - costs[other]
     totals[light] += costs[place] - costs[other]
+    return True
+
+
+def _swap_tokens(
+    costs: Sequence[int], tokens: Sequence[int], ranks: list[list[int]], totals: list[int], max_tokens: int
+) -> bool:
+    """Exchanges a place of the rank of most tokens for one of that of fewest, if that lowers the larger of the two."""
+    sums = [sum(tokens[place] for place in places) for places in ranks]
+    most, fewest = sums.index(max(sums)), sums.index(min(sums))
+    moved = np.subtract.outer([tokens[place] for place in ranks[most]], [tokens[place] for place in ranks[fewest]])
+    work = np.subtract.outer([costs[place] for place in ranks[most]], [costs[place] for place in ranks[fewest]])
+    larger = np.maximum(sums[most] - moved, sums[fewest] + moved)
+    slower = np.maximum(totals[most] - work, totals[fewest] + work)
+    better, as_fast = larger < sums[most], slower <= max(totals)
+    if (better & as_fast).any():
+        best = int(np.where(better & as_fast, larger, sums[most]).argmin())
+    elif 0 < max_tokens < sums[most] and better.any():
+        best = int(np.where(better, slower, slower.max() + 1).argmin())
+    else:
+        return False
+    one, other = divmod(best, len(ranks[fewest]))
+    ranks[most][one], ranks[fewest][other] = ranks[fewest][other], ranks[most][one]
+    totals[most] -= int(work[one, other])
+    totals[fewest] += int(work[one, other])
     return True

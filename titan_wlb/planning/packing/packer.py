@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from titan_wlb.planning.plan import Document, Segment
 
-PACKERS = ("original", "variable_length")
+PACKERS = ("original", "variable_length", "lookahead", "fixed_length", "karmarkar_karp", "solver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class Waiting:
 
     Args:
         left_over: what found no room, in the order in which it goes first in the next step.
-        queues: per outlier threshold the outliers that wait to be N, oldest first.
+        queues: per outlier threshold the outliers that wait to be N, oldest first; of ``fixed_length`` and ``solver``
+            the micro-batches that run in the next steps.
     """
 
     left_over: tuple[Segment, ...] = ()

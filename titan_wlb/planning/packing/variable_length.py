@@ -15,15 +15,14 @@ Per step, to the letter (paper, section 4, algorithm 1):
 4. Each goes to the micro-batch of least work if it fits there, else to the shortest if it fits there, else it is left
    over.
 
-Beyond the paper: no document waits for ever. A queue whose oldest would exceed ``max_age_iterations`` releases N before
-it holds them, or all it has; at the end of the data every queue releases what it holds. What the cap does not let in
-then goes first in the next step.
+Beyond the paper: no document waits for ever. Where the oldest of a queue would exceed ``max_age_iterations``, every
+queue releases up to N of what it holds, since outliers are best balanced by outliers; at the end of the data all queues
+release everything. What the cap does not let in then goes first in the next step.
 
-    N = 2, outliers from 8 tokens on, max_age_iterations = 2
+    N = 2, outliers from 8 tokens on, max_age_iterations = 1
 
-    step 1    arrives  A 9      the queue holds A
-    step 2    arrives  B 3      A is one step old
-    step 3    arrives  C 2      A is two steps old: it is released alone
+    step 1    arrives  A 9, B 3, C 2    the queue holds A: one outlier alone
+    step 2    arrives  D 4, E 3         A is one step old and is released: [A] [D E]
 
 Documents longer than the context window come as pieces of at most that length, each treated as a document. Ties go to
 what came earlier and to the micro-batch of lower number. A queue releases N a step and no more: thresholds so low that
@@ -114,12 +113,12 @@ class VariableLength:
         for segment in pieces(arrived, self.context_window):
             level = bisect_right(self.outlier_thresholds, segment.length)
             (queues[level - 1] if level else fresh).append(segment)
+        # What is due brings along what waits in all queues: outliers are balanced by outliers.
+        num_due = [sum(segment.document.arrival <= due for segment in queue) for queue in queues]
         released: list[Segment] = []
-        for queue in queues:
-            num_due = sum(segment.document.arrival <= due for segment in queue)
-            if len(queue) >= self.num_micro_batches or num_due:
-                # what is due brings others of its queue along: outliers are balanced by outliers
-                count = max(self.num_micro_batches, num_due)
+        for queue, at_least in zip(queues, num_due, strict=True):
+            if len(queue) >= self.num_micro_batches or any(num_due):
+                count = max(self.num_micro_batches, at_least)
                 released += queue[:count]
                 del queue[:count]
         return released + fresh, tuple(map(tuple, queues))
