@@ -1,15 +1,40 @@
 """From the job's configuration to what the planner needs."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from titan_wlb.job_config import JobConfig
 from titan_wlb.models.llama3_wlb.flavors import ffn_dim
-from titan_wlb.planning.planner import PlannerConfig
-from titan_wlb.planning.workload import ModelShape, analytic
+from titan_wlb.planning.config import PlannerConfig, of_packing
+from titan_wlb.planning.packing.variable_length import default_thresholds
+from titan_wlb.planning.profile_file import read_profile
+from titan_wlb.planning.workload import ModelShape, Workload, analytic
+from titan_wlb.records import Layout
 
 # Of the device's peak, what the analytic cost model assumes to be reached. Only the ratio of attention to the rest
 # decides a plan, so this scales predicted times and nothing else.
 PERCENT_OF_PEAK = 40
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a document costs, and how that was found.
+
+    Args:
+        workload: nanoseconds of a document.
+        num_ranks: that share them equally; each computes for a part of the cost.
+        note: a line for the person who started the run.
+        per_micro_batch: nanoseconds that every micro-batch takes beside its documents; they decide no plan.
+    """
+
+    workload: Workload
+    num_ranks: int
+    note: str
+    per_micro_batch: float = 0.0
+
+    def rank_ms(self, cost: int) -> float:
+        """What each rank computes, in ms, for a micro-batch whose documents cost so many ns."""
+        return (cost + self.per_micro_batch) / 1e6 / self.num_ranks
 
 
 def model_shape(model_args: Any) -> ModelShape:
@@ -30,22 +55,40 @@ def assumed_flops_per_second(metrics_processor: Any) -> int:
     return int(metrics_processor.gpu_peak_flops) * PERCENT_OF_PEAK // 100
 
 
-def planner_config(job_config: JobConfig, model_args: Any, flops_per_second: int) -> PlannerConfig:
-    """What the plan of this job depends on."""
+def cost_model(job_config: JobConfig, shape: ModelShape, flops_per_second: int, layout: Layout) -> CostModel:
+    """The job's cost model: of its profile, or from the model's shape.
+
+    Raises:
+        ValueError: the profile cannot be read, or is of another model; one line.
+    """
+    path = job_config.wlb.profile
+    if not path:
+        # of the whole model on one device, so that the plan does not depend on the layout
+        note = f"operations of the model's shape at {flops_per_second:.3g} a second and device"
+        return CostModel(analytic(shape, flops_per_second), layout.pp * layout.cp * layout.tp, note)
+    profile = read_profile(path)
+    workload = profile.workload(shape, tp=layout.tp, cp=layout.cp)
+    note = f"{path}, {profile.note(tp=layout.tp, cp=layout.cp)}"
+    return CostModel(workload, layout.pp, note, profile.model.per_micro_batch)
+
+
+def planner_config(job_config: JobConfig, workload: Workload) -> PlannerConfig:
+    """What the plan of this job depends on, before what is "auto" is tuned."""
     training, wlb = job_config.training, job_config.wlb
-    window = training.seq_len
-    return PlannerConfig(
-        packing=wlb.packing,
+    window, thresholds = training.seq_len, wlb.outlier_thresholds
+    tolerance = 0 if wlb.balance_tolerance == "auto" else round(wlb.balance_tolerance * 1_000_000)
+    return of_packing(
+        wlb.packing,
         num_micro_batches=training.global_batch_size,
         context_window=window,
         max_tokens=wlb.max_tokens or 2 * window,
-        workload=analytic(model_shape(model_args), flops_per_second),
-        outlier_thresholds=tuple(wlb.outlier_thresholds) or default_thresholds(window),
+        workload=workload,
+        outlier_thresholds=() if thresholds == "auto" else tuple(thresholds) or default_thresholds(window),
+        packing_window=wlb.packing_window,
+        max_age_iterations=wlb.max_age_iterations,
+        balance_tolerance_ppm=tolerance,
+        steady_tokens=wlb.steady_tokens,
+        micro_batch_shape=wlb.micro_batch_shape,
         seed=job_config.debug.seed or 0,
         sharding=wlb.sharding,
     )
-
-
-def default_thresholds(window: int) -> tuple[int, ...]:
-    """Three outlier queues, from a quarter, a half and three quarters of the window on (ours)."""
-    return tuple(sorted({max(1, window * quarters // 4) for quarters in (1, 2, 3)}))

@@ -19,17 +19,46 @@ from torchtitan.config.job_config import Training as TitanTraining
 class WLB:
     """Workload balancing: what is packed together, who computes which part of it."""
 
-    packing: Literal["original", "variable_length"] = "variable_length"
+    packing: Literal["original", "fixed_length", "karmarkar_karp", "solver", "variable_length", "lookahead"] = (
+        "variable_length"
+    )
     """"original" packs documents in arrival order and cuts them every training.seq_len tokens (Plain-4D);
-    "variable_length" balances predicted work over a step's micro-batches and delays outlier documents (WLB-LLM)."""
+    "variable_length" balances predicted work over a step's micro-batches and delays outlier documents (WLB-LLM);
+    "lookahead" balances better at less delay, since it looks at the lengths of the next steps (ours);
+    "fixed_length" and "solver" balance micro-batches of training.seq_len tokens (the paper's baselines);
+    "karmarkar_karp" balances each step's documents and delays none."""
 
-    outlier_thresholds: list[int] = field(default_factory=list)
-    """Tokens from which on a document waits in an outlier queue, ascending, one queue each.
-    Empty: a quarter, a half and three quarters of training.seq_len."""
+    packing_window: int = 1
+    """Global batches that "fixed_length" and "solver" pack together."""
+
+    outlier_thresholds: list[int] | Literal["auto"] = field(default_factory=list)
+    """Tokens from which on "variable_length" lets a document wait in an outlier queue, ascending, one queue each.
+    Empty: a quarter, a half and three quarters of training.seq_len; "auto": tuned on the run's own lengths."""
+
+    balance_tolerance: float | Literal["auto"] = 0.001
+    """Share of a step's largest work that "lookahead" lets the other micro-batches lack: more of it, less delay.
+    "auto": tuned on the run's own lengths."""
+
+    max_delay_iterations: float = 0.5
+    """Mean delay of a token, in steps, that what is "auto" is tuned for: the best balance at no more delay."""
+
+    max_age_iterations: int = 0
+    """Steps after which "variable_length" and "lookahead" train a document although it unbalances the step; 0: any
+    number."""
+
+    steady_tokens: bool = False
+    """Whether "lookahead" draws documents such that every step trains equally many tokens."""
+
+    micro_batch_shape: Literal["equal", "schedule"] = "equal"
+    """"schedule" gives "variable_length" the works of a pipeline's micro-batches with which its schedule takes the
+    least time: not equal ones where micro-batches are few."""
 
     max_tokens: int = 0
-    """Largest number of real tokens in a micro-batch; 0 means twice training.seq_len. "original" always uses
-    training.seq_len."""
+    """Largest number of real tokens in a micro-batch; 0 means twice training.seq_len. "original", "fixed_length" and
+    "solver" always use training.seq_len."""
+
+    profile: str = ""
+    """File of tools/profile_latency.py that says what a document costs; "" counts its operations instead."""
 
     sharding: Literal["per_sequence", "per_document"] = "per_document"
     """How a micro-batch is cut for context parallelism: into 2 x CP chunks as a whole, or document by document."""

@@ -193,16 +193,15 @@ class MicroBatchCost:
 
 
 def micro_batch_costs(
-    records: Iterable[StepRecord], layout: Layout, predicted_ns: Mapping[tuple[int, int], int]
+    records: Iterable[StepRecord], layout: Layout, predicted_ms: Mapping[tuple[int, int], float]
 ) -> list[MicroBatchCost]:
     """Predicted beside measured.
 
     Args:
-        predicted_ns: (dp_rank, place) -> nanoseconds of the cost model, of all ranks of the pipeline together.
+        predicted_ms: (dp_rank, place) -> what the cost model gives one rank of the pipeline.
     """
-    ranks = layout.pp * layout.cp * layout.tp
     measured = micro_batch_compute_ms(records, layout)
-    return [MicroBatchCost(*key, predicted_ns[key] / 1e6 / ranks, measured[key]) for key in sorted(measured)]
+    return [MicroBatchCost(*key, predicted_ms[key], measured[key]) for key in sorted(measured)]
 
 
 def cost_scale(costs: Sequence[MicroBatchCost]) -> float:

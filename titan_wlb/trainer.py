@@ -16,10 +16,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import utils as dist_utils
+from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_wlb.agreement import PlanAgreement
-from titan_wlb.build import assumed_flops_per_second, model_shape, planner_config
+from titan_wlb.build import assumed_flops_per_second, cost_model, model_shape, planner_config
 from titan_wlb.clocks import build_clock
 from titan_wlb.compat.fsdp_waits import install_fsdp_waits
 from titan_wlb.compat.pipeline_waits import install_pipeline_waits
@@ -29,13 +30,13 @@ from titan_wlb.context_parallel.kernels import pick_backend
 from titan_wlb.context_parallel.metadata import build_metadata
 from titan_wlb.data.dataloader import BalancedDataLoader, StepBatch
 from titan_wlb.data.from_config import growing_index_from_config
-from titan_wlb.data.index import Index
 from titan_wlb.documents_log import DocumentsLog
 from titan_wlb.gradient_norm import clip_grad_norm_
 from titan_wlb.job_config import JobConfig
 from titan_wlb.metrics.gather import layout_of
 from titan_wlb.metrics.reporter import Reporter
-from titan_wlb.planning.planner import Planner
+from titan_wlb.planning.planner import Pipeline, Planner, PlannerConfig
+from titan_wlb.tuned import tune
 from titan_wlb.validate import data_parallel_degree
 
 
@@ -69,40 +70,42 @@ class WLBTrainer(Trainer):
             return
 
         self.index = growing_index_from_config(job_config, self.tokenizer)
-        self.dataloader = self._build_dataloader(self.index)
+        shape = model_shape(self.model_args)
+        costs = cost_model(job_config, shape, assumed_flops_per_second(self.metrics_processor), self.layout)
+        logger.info(f"Predicted cost of a document: {costs.note}")
+        config = tune(planner_config(job_config, costs.workload), job_config.wlb, self.index)
+        self.dataloader = self._build_dataloader(config)
         self.checkpointer.states["dataloader"] = self.dataloader
         self.reporter = Reporter(
             job_config,
             parallel_dims,
             self.layout,
             self.metrics_processor,
-            shape=model_shape(self.model_args),
+            shape=shape,
             index=self.index,
             planner_config=self.dataloader.planner.config,
+            rank_ms=costs.rank_ms,
             device=self.device,
         )
         self.documents_log = (
             DocumentsLog(job_config.job.dump_folder) if job_config.wlb.log_documents and dist.get_rank() == 0 else None
         )
 
-    def _build_dataloader(self, index: Index) -> BalancedDataLoader:
-        config = self.job_config
-        _, dp_rank, cp_rank, _ = self.layout.coordinates(dist.get_rank())
-        planner = Planner(
-            index,
-            planner_config(config, self.model_args, assumed_flops_per_second(self.metrics_processor)),
-            dp=self.layout.dp,
-            cp=self.layout.cp,
-        )
+    def _build_dataloader(self, config: PlannerConfig) -> BalancedDataLoader:
+        layout = self.layout
+        _, dp_rank, cp_rank, _ = layout.coordinates(dist.get_rank())
+        schedule = self.job_config.parallelism.pipeline_parallel_schedule
+        pipeline = Pipeline(schedule, layout.pp, max(len(self.stages), 1))
+        planner = Planner(self.index, config, dp=layout.dp, cp=layout.cp, pipeline=pipeline)
         return BalancedDataLoader(
             planner,
-            index,
+            self.index,
             dp_rank=dp_rank,
             cp_rank=cp_rank,
-            tp=self.layout.tp,
+            tp=layout.tp,
             make_metadata=build_metadata,
             agree=PlanAgreement(),
-            last_step=config.training.steps,
+            last_step=self.job_config.training.steps,
         )
 
     def batch_generator(self, data_iterable: Any) -> Iterator[StepBatch]:

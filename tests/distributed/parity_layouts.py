@@ -57,6 +57,7 @@ EXACT_FIT = (
     f"{WINDOW}",
 )
 ORIGINAL = ("--wlb.packing=original",)
+OTHER_PACKINGS = ("fixed_length", "karmarkar_karp", "lookahead")
 PER_SEQUENCE = ("--wlb.sharding=per_sequence",)
 FULL_AC = ("--activation_checkpoint.mode=full",)
 SELECTIVE_AC = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=op")
@@ -112,6 +113,7 @@ class Layout:
 ONE_PROCESS = (
     Layout("one_process"),
     Layout("one_process_original", ORIGINAL),
+    *(Layout(f"one_process_{packing}", (f"--wlb.packing={packing}",)) for packing in OTHER_PACKINGS),
     Layout("exact_fit_original", ORIGINAL, documents=EXACT_FIT),
     Layout("exact_fit_variable_length", documents=EXACT_FIT),
 )
@@ -132,9 +134,15 @@ EAGER = (
     Layout("dp2_cp2", PER_SEQUENCE + FULL_AC, dp=2, cp=2),
     Layout("dp2_cp2_original", ORIGINAL, dp=2, cp=2, reference="one_process_original"),
     Layout("tp2_cp2_pp2", SELECTIVE_AC, tp=2, cp=2, pp=2),
+    *(
+        Layout(f"dp2_{packing}", (f"--wlb.packing={packing}",), dp=2, reference=f"one_process_{packing}")
+        for packing in OTHER_PACKINGS
+    ),
 )
+# The schedule decides which documents share a micro-batch, so that no other layout has the same ones.
+SCHEDULE_SHAPE = Layout("exact_fit_schedule", ("--wlb.micro_batch_shape=schedule",), pp=4, documents=EXACT_FIT)
 COMPILED_LAYOUTS = (
     Layout("cp2_compiled", COMPILED, cp=2),
     Layout("tp2_cp2_compiled", COMPILED, tp=2, cp=2),
 )
-LAYOUTS = ONE_PROCESS + EAGER + COMPILED_LAYOUTS
+LAYOUTS = (*ONE_PROCESS, *EAGER, SCHEDULE_SHAPE, *COMPILED_LAYOUTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from parity_layouts import EAGER, MAX_NORM, MICRO_BATCHES, STEPS, WINDOW
+from parity_layouts import EAGER, MAX_NORM, MICRO_BATCHES, SCHEDULE_SHAPE, STEPS, WINDOW
 from parity_results import assert_same_training, of_all_ranks, of_rank_0, segments
 
 PACKINGS = ["one_process", "one_process_original"]
@@ -41,6 +41,18 @@ def test_original_and_variable_length_give_the_same_loss_and_gradients_for_the_s
     assert original_plan.tokens == MICRO_BATCHES * WINDOW
     assert micro_batches_of_ids(original_plan) != micro_batches_of_ids(variable_plan)
     assert_same_training(variable, original)
+
+
+@pytest.mark.parametrize("layout", [SCHEDULE_SHAPE], ids=lambda layout: layout.name)
+def test_micro_batches_shaped_for_a_schedule_give_the_same_loss_and_gradients_for_the_same_documents(runs, layout):
+    equal = of_rank_0(runs, "exact_fit_variable_length")
+    for result in of_all_ranks(runs, layout):
+        (plan,) = result.plans
+        assert sorted(segments(plan), key=id_of) == sorted(segments(equal.plans[0]), key=id_of)
+        lightest, *_ = works = [micro_batch.cost for micro_batch in plan.micro_batches]
+        assert lightest == min(works), "of 1F1B's four the first is the lightest"
+        known = {name: equal.gradients[name] for name in result.gradients}
+        assert_same_training(result, replace(equal, gradients=known))
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,14 @@ import titan_wlb.compat.cpu  # noqa: F401  before TorchTitan
 # isort: split
 from torchtitan.config import ConfigManager
 
-from titan_wlb.build import PERCENT_OF_PEAK, planner_config
+from titan_wlb.build import PERCENT_OF_PEAK, model_shape, planner_config
 from titan_wlb.compat.cpu import CPU_PEAK_FLOPS
 from titan_wlb.data.index import open_index
 from titan_wlb.job_config import JobConfig
 from titan_wlb.metrics.jsonl import read_records
 from titan_wlb.models.llama3_wlb.flavors import FLAVORS
 from titan_wlb.planning.planner import Planner
+from titan_wlb.planning.workload import analytic
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -101,10 +101,11 @@ def test_the_documents_of_the_demo_are_unbalanced_and_balance_well(demo):
     _, folder = demo
     config = ConfigManager(JobConfig).parse_args(["--job.config_file", str(ROOT / "train_configs/debug_cpu.toml")])
     (index,) = (path.parent for path in (folder / "wlb" / "index").glob("*/segment-00000"))
-    planned = planner_config(config, FLAVORS[config.model.flavor], CPU_PEAK_FLOPS * PERCENT_OF_PEAK // 100)
+    shape = model_shape(FLAVORS[config.model.flavor])
+    planned = planner_config(config, analytic(shape, CPU_PEAK_FLOPS * PERCENT_OF_PEAK // 100))
 
     def degree(packing: str) -> float:
-        planner = Planner(open_index(index), replace(planned, packing=packing), dp=1, cp=1)
+        planner = Planner(open_index(index), planned.packed_by(packing), dp=1, cp=1)
         return float(np.mean([planner.plan().imbalance_degree for _ in range(config.training.steps)]))
 
     assert degree("original") >= 1.25

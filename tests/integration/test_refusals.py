@@ -54,7 +54,7 @@ def start(tmp_path):
         (
             CONFIG + '\n[wlb]\npacking = "best"\n',
             [],
-            "job.toml: wlb.packing = 'best' is not one of 'original', 'variable_length'",
+            "job.toml: wlb.packing = 'best' is not one of 'original', 'fixed_length', 'karmarkar_karp', 'solver'",
         ),
         (CONFIG, ["--training.stpes", "3"], "Unrecognized options: --training.stpes, 3; --help lists all flags"),
         (

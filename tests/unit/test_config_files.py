@@ -26,7 +26,7 @@ FILES = [
     ("training = 3\n", "job.toml: training = 3 is not a section; write [training] and its keys below it"),
     ("[trainin]\nsteps = 3\n", "job.toml: [trainin] is not a section; did you mean [training]?"),
     ("[training]\nstpes = 3\n", "job.toml: training.stpes is not a key; did you mean training.steps?"),
-    ("[wlb]\nsteady_tokens = true\n", "job.toml: wlb.steady_tokens is not a key; ", "packing"),
+    ("[wlb]\nsteady = true\n", "job.toml: wlb.steady is not a key; ", "packing"),
     ("[job]\nx = 1\n", "job.toml: job.x is not a key; there are config_file, dump_folder", "in [job]"),
     ('[training]\nsteps = "10"\n', "job.toml: training.steps = '10' is not an integer"),
     ("[training]\nsteps = 10.0\n", "job.toml: training.steps = 10.0 is not an integer"),
@@ -44,7 +44,7 @@ FILES = [
         "module_fqns_per_model_part = ['output'] is not a list of lists of strings",
     ),
     ("[validation]\nsteps = 0\n", "validation steps must be positive or -1"),
-    ('[wlb]\npacking = "best"\n', "job.toml: wlb.packing = 'best' is not one of 'original', 'variable_length'"),
+    ('[wlb]\npacking = "best"\n', "job.toml: wlb.packing = 'best' is not one of 'original', 'fixed_length'"),
     ('[wlb]\noutlier_thresholds = [1, "2"]\n', "wlb.outlier_thresholds = [1, '2'] is not a list of integers"),
     ("[wlb]\nlog_documents = 1\n", "job.toml: wlb.log_documents = 1 is not true or false"),
 ]
@@ -56,7 +56,7 @@ FLAGS = [
     (
         ["--wlb.packing", "best"],
         "invalid choice 'best' for argument '--wlb.packing'",
-        "('original', 'variable_length')",
+        "('original', 'fixed_length', 'karmarkar_karp'",
     ),
     (["--wlb.max_tokens", "100"], "wlb.max_tokens = 100 is below training.seq_len = 512"),
     (["--job.custom_config_module", "no.such.module"], "job.custom_config_module: No module named 'no'"),

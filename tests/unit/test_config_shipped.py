@@ -58,9 +58,9 @@ def test_no_shipped_file_is_forgotten_here():
 @pytest.mark.parametrize(("name", "ranks"), [(name, ranks) for name in RANKS for ranks in RANKS[name]])
 def test_a_shipped_file_passes_and_can_be_planned(load, name, ranks):
     config = load(name, ranks)
-    model = FLAVORS[config.model.flavor]
-    planned = planner_config(config, model, flops_per_second=10**14)
-    assert planned.workload == analytic(model_shape(model), 10**14)
+    workload = analytic(model_shape(FLAVORS[config.model.flavor]), 10**14)
+    planned = planner_config(config, workload)
+    assert planned.workload == workload
     assert planned.context_window <= planned.max_tokens <= 2 * planned.context_window
     assert config.training.global_batch_size % data_parallel_degree(config, ranks) == 0
     assert config.checkpoint.last_save_model_only is not config.checkpoint.enable, "its last step can be gone on from"

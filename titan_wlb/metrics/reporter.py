@@ -1,6 +1,6 @@
 """What a run tells of itself: scalars and records at logged steps, and a table at its end."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Reporter:
         shape: of the model, for the operations of packed documents.
         index: what is trained on.
         planner_config: in force at the start of the run.
+        rank_ms: from a micro-batch's predicted cost in ns to what each of its ranks computes, in ms.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class Reporter:
         shape: ModelShape,
         index: Index,
         planner_config: PlannerConfig,
+        rank_ms: Callable[[int], float],
         device: torch.device,
     ):
         self.layout, self.device, self.shape, self.index = layout, device, shape, index
-        self.config = planner_config
+        self.config, self._rank_ms = planner_config, rank_ms
         self.processor = metrics_processor
         self.groups = groups_of(parallel_dims)
         self.rank = metrics_rank(layout.size, layout.pp)
@@ -74,7 +76,7 @@ class Reporter:
         records = gather_records(times, self.groups, metrics_rank=self.rank, device=self.device)
         if not records:
             return
-        costs = micro_batch_costs(records, self.layout, self._predicted_ns(plan))
+        costs = micro_batch_costs(records, self.layout, self._predicted_ms(plan))
         values = scalars(
             records,
             self.layout,
@@ -105,15 +107,15 @@ class Reporter:
         if self.records is not None:
             self.records.close()
 
-    def _predicted_ns(self, plan: StepPlan) -> dict[tuple[int, int], int]:
+    def _predicted_ms(self, plan: StepPlan) -> dict[tuple[int, int], float]:
         return {
-            (dp_rank, place): plan.micro_batches[i].cost
+            (dp_rank, place): self._rank_ms(plan.micro_batches[i].cost)
             for dp_rank in range(self.layout.dp)
             for place, i in enumerate(plan.of_dp_rank(dp_rank))
         }
 
     def _table(self) -> str:
-        packings = ("original", "variable_length")
+        packings = dict.fromkeys(("original", "variable_length", self.config.packing))
         return summary_table(
             self.history,
             packing=self.config.packing,
@@ -126,7 +128,7 @@ class Reporter:
     def _predicted_degree(self, packing: str) -> float:
         """Mean imbalance degree of the run's first steps, had it packed this way."""
         known = FirstSegments(self.index, len(self.index.opened))  # waits for no further one
-        planner = Planner(known, replace(self.config, packing=packing), dp=1, cp=1)
+        planner = Planner(known, self.config.packed_by(packing), dp=1, cp=1)
         most = max(1, MAX_MICRO_BATCHES_COMPARED // self.config.num_micro_batches)
         steps = min(self._last_step, MAX_STEPS_COMPARED, most)
         return sum(planner.plan().imbalance_degree for _ in range(steps)) / max(steps, 1)

@@ -27,6 +27,7 @@ from titan_wlb.validate.layout import (
     pipeline_problems,
     stages_per_rank,
 )
+from titan_wlb.validate.packing import packing_problems
 from titan_wlb.validate.types import toml_problems, type_problems
 from titan_wlb.validate.unsupported import unsupported_problems
 from titan_wlb.validate.values import value_problems
@@ -92,6 +93,7 @@ def _problems(config: JobConfig, world_size: int) -> Iterator[str]:
     yield from model_problems(config)
     if config.parallelism.pipeline_parallel_degree > 1:
         yield from pipeline_problems(config, dp)
+    yield from packing_problems(config)
     yield from tokenizer_problems(config)
     yield from dataset_problems(config)
     yield from checkpoint_problems(config)

@@ -34,6 +34,8 @@ AT_LEAST = {
     "lr_scheduler.warmup_steps": 0,
     "wlb.max_tokens": 0,
     "wlb.segment_tokens": 1,
+    "wlb.packing_window": 1,
+    "wlb.max_age_iterations": 0,
 }
 OR_MINUS_ONE = ("training.local_batch_size", "training.global_batch_size", "parallelism.data_parallel_shard_degree")
 OPTIMIZERS = ("Adam", "AdamW")
@@ -47,7 +49,6 @@ def value_problems(config: JobConfig) -> Iterator[str]:
         if value is not None and value < least and not (value == -1 and key in OR_MINUS_ONE):
             also = ", or -1" if key in OR_MINUS_ONE else ""
             yield f"{key} = {value} is too small; use {least} or more{also}"
-    yield from _wlb(config)
     yield from _optimizer(config)
     yield from _activation_checkpoint(config)
     yield from _compile(config)
@@ -56,24 +57,6 @@ def value_problems(config: JobConfig) -> Iterator[str]:
         yield (
             f"profiling.profile_freq = {profiling.profile_freq} is below profiler_warmup + profiler_active = "
             f"{profiling.profiler_warmup} + {profiling.profiler_active}; raise it"
-        )
-
-
-def _wlb(config: JobConfig) -> Iterator[str]:
-    thresholds, window = config.wlb.outlier_thresholds, config.training.seq_len
-    if any(threshold < 1 for threshold in thresholds):
-        yield f"wlb.outlier_thresholds = {thresholds} holds what is no length; use positive numbers of tokens"
-    if thresholds != sorted(set(thresholds)):
-        yield f"wlb.outlier_thresholds = {thresholds} does not ascend; write {sorted(set(thresholds))}"
-    if thresholds and thresholds[-1] > window:
-        yield (
-            f"wlb.outlier_thresholds = {thresholds} goes beyond training.seq_len = {window}: no document is longer "
-            "than that; lower it"
-        )
-    if config.wlb.max_tokens and config.wlb.max_tokens < window:
-        yield (
-            f"wlb.max_tokens = {config.wlb.max_tokens} is below training.seq_len = {window}: a document that fills "
-            f"the window would never fit; use at least {window}, or 0 for {2 * window}"
         )
 
 
