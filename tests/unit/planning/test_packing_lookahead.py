@@ -87,15 +87,24 @@ lengths_lists = st.one_of(
     st.integers(1, 80).flatmap(lambda length: st.lists(st.just(length), min_size=1, max_size=40)),
 )
 workloads = st.sampled_from([QUADRATIC, LINEAR_AND_QUADRATIC, Workload(50, 1, 0), Workload(0, 1, 0, 10**6)])
+SHAPES = {2: (1.2, 0.8), 4: (1.2, 1.12, 0.96, 0.72)}  # of works, by N
 packers = st.builds(
-    lambda num, cap, workload, tolerance, age, steady: Lookahead(
-        num, 64, cap, workload, balance_tolerance=tolerance, max_age_iterations=age, steady_tokens=steady
+    lambda num, cap, workload, tolerance, age, steady, shaped: Lookahead(
+        num,
+        64,
+        cap,
+        workload,
+        balance_tolerance=tolerance,
+        max_age_iterations=age,
+        steady_tokens=steady,
+        targets=SHAPES.get(num, ()) if shaped else (),
     ),
     st.integers(1, 5),
     st.sampled_from([64, 80, 128]),
     workloads,
     st.sampled_from([0.0, 0.001, 0.05]),
     st.sampled_from([0, 0, 1, 3]),
+    st.booleans(),
     st.booleans(),
 )
 
@@ -203,6 +212,25 @@ def test_skewed_lengths_are_balanced_with_little_delay(seed: int) -> None:
         tokens += step.tokens
     assert sum(degrees) / len(degrees) <= 1.001 and sorted(degrees)[75] <= 1.002
     assert waiting / tokens <= 0.35
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_works_follow_their_targets_with_less_delay_than_equal_ones(seed: int) -> None:
+    waiting = tokens = 0
+    window, targets = 131_072, SHAPES[4]
+    lengths = lengths_of_family("skewed_web", num_tokens=100 * 4 * window, seed=seed)
+    packer = Lookahead(4, window, 2 * window, LINEAR_AND_QUADRATIC, targets=targets)
+    excesses = []
+    for step in steps(packer, lengths.tolist()):
+        if step.number > 80:
+            break
+        works = [LINEAR_AND_QUADRATIC.costs(s.length for s in segments) for segments in step.micro_batches]
+        mean = sum(works) / 4
+        excesses.append(max(work / target / mean for work, target in zip(works, targets, strict=True)) - 1)
+        waiting += sum(segment.length for segment in step.waiting)
+        tokens += step.tokens
+    assert sum(excesses) / len(excesses) <= 0.001 and sorted(excesses)[75] <= 0.002
+    assert waiting / tokens <= 0.25
 
 
 @pytest.mark.parametrize("seed", range(2))

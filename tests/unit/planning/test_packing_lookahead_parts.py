@@ -15,7 +15,8 @@ from titan_wlb.planning.plan import Document, Segment
 from titan_wlb.planning.workload import Workload
 
 QUADRATIC = Workload(0, 0, 1)
-TWO = Limits(num_micro_batches=2, max_tokens=1000, tolerance=0.001)
+EQUAL = (1.0, 1.0)
+TWO = Limits(num_micro_batches=2, max_tokens=1000, tolerance=0.001, targets=EQUAL)
 
 
 def items_of(*lengths: int, arrival: int = 1) -> list[Item]:
@@ -41,13 +42,13 @@ def test_the_drawn_groups() -> None:
 
 def test_what_is_late_is_trained_although_a_shorter_document_leads() -> None:
     late, fresh = items_of(10), items_of(6, 5, arrival=7)
-    group = lead([*late, *fresh], 1, Fluid(10, 2), Limits(2, 1000, tolerance=10.0), due=1)
+    group = lead([*late, *fresh], 1, Fluid(10, 2), Limits(2, 1000, 10.0, EQUAL), due=1)
     assert group is not None and late[0] in group.trained
 
 
 def test_a_cap_lowers_the_level_that_short_documents_can_reach() -> None:
     # 12 tokens may be added to each micro-batch's 8, of work 2 each
-    group = lead(items_of(8, 8), 0, Fluid(tokens=100, density=2), Limits(2, 20, tolerance=0.001))
+    group = lead(items_of(8, 8), 0, Fluid(tokens=100, density=2), Limits(2, 20, 0.001, EQUAL))
     assert group is not None and group.capped
     assert group.level == 64 + 12 * 2 and group.shorts == Fluid(24, 2)
 
@@ -113,7 +114,7 @@ outliers_lists = st.lists(st.integers(32, 128), max_size=24).map(lambda lengths:
 @given(outliers_lists, st.integers(0, 600), st.integers(1, 6), st.sampled_from([128, 160, 256]), st.booleans())
 def test_a_group_keeps_to_its_limits(lengths: Sequence[int], tokens: int, num: int, cap: int, steady: bool) -> None:
     outliers, shorts = items_of(*lengths), Fluid(tokens, 3)
-    limits = Limits(num, cap, tolerance=0.05, step_tokens=num * 128 if steady else 0)
+    limits = Limits(num, cap, 0.05, (1.0,) * num, num * 128 if steady else 0)
     for group in leaders(outliers, shorts, limits, count=100):
         assert sorted([*group.trained, *group.waiting]) == sorted(outliers)
         parts = lengths_by_micro_batch(group, num)

@@ -30,11 +30,13 @@ def build_packer(config: PlannerConfig, targets: Sequence[float] = ()) -> Packer
     Raises:
         ValueError: it needs an extra that is not installed.
     """
-    packer = _build_packer(config)
-    return Shaped(packer, config.max_tokens, config.workload, targets) if targets else packer
+    packer = _build_packer(config, tuple(targets))
+    if not targets or config.packing == "lookahead":  # which chooses a step's documents for the targets
+        return packer
+    return Shaped(packer, config.max_tokens, config.workload, targets)
 
 
-def _build_packer(config: PlannerConfig) -> Packer:
+def _build_packer(config: PlannerConfig, targets: tuple[float, ...]) -> Packer:
     num_micro_batches, context_window, workload = config.num_micro_batches, config.context_window, config.workload
     if config.packing == "original":
         return Original(num_micro_batches, context_window)
@@ -53,6 +55,7 @@ def _build_packer(config: PlannerConfig) -> Packer:
             balance_tolerance=config.balance_tolerance_ppm / 1_000_000,
             max_age_iterations=config.max_age_iterations,
             steady_tokens=config.steady_tokens,
+            targets=targets,
         )
     assert config.packing == "variable_length", config.packing
     return VariableLength(

@@ -40,6 +40,7 @@ Source: ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from titan_wlb.planning.packing.lookahead_fill import Filled, fill
 from titan_wlb.planning.packing.lookahead_group import Group, Item, Limits, forced, leaders
@@ -74,6 +75,7 @@ class Lookahead:
         max_age_iterations: steps that a document may wait; 0: any number. Kept as long as what is due in a step has at
             most N x (max_tokens - W) tokens.
         steady_tokens: whether every step trains N x W tokens, to within about the shortest document at hand.
+        targets: per micro-batch what its work is in proportion to, with mean 1, the largest first; () for equal works.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Lookahead:
         balance_tolerance: float = 0.001,
         max_age_iterations: int = 0,
         steady_tokens: bool = False,
+        targets: tuple[float, ...] = (),
     ) -> None:
         assert max_tokens >= context_window, "a piece must fit into an empty micro-batch"
         self.num_micro_batches = num_micro_batches
@@ -97,13 +100,14 @@ class Lookahead:
         self.steady_tokens = steady_tokens
         self._step_tokens = num_micro_batches * context_window
         steady = self._step_tokens if steady_tokens else 0
-        self._limits = Limits(num_micro_batches, max_tokens, self.balance_tolerance, steady)
+        targets = targets or (1.0,) * num_micro_batches
+        self._limits = Limits(num_micro_batches, max_tokens, self.balance_tolerance, targets, steady)
         price = _STEADY_PRICE if steady_tokens else _PRICE
         self._price = price * self._step_tokens / self.balance_tolerance
         widest = self.balance_tolerance * (
             _STEADY_WIDEST * min(num_micro_batches.bit_length(), 5) if steady else _WIDEST
         )
-        self._widest = Limits(num_micro_batches, max_tokens, widest, steady)
+        self._widest = replace(self._limits, tolerance=widest)
 
     def empty(self) -> Waiting:
         """What waits before the first step: nothing."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import truediv
 
 from titan_wlb.planning.packing.lookahead_group import Group, Item, Limits
 
@@ -23,21 +24,27 @@ class Filled:
     """Micro-batches of a step.
 
     Args:
-        num_micro_batches: N.
+        targets: of the works of the N micro-batches.
     """
 
-    def __init__(self, num_micro_batches: int) -> None:
-        self.micro_batches: list[list[Item]] = [[] for _ in range(num_micro_batches)]
-        self.works = [0] * num_micro_batches
-        self.tokens = [0] * num_micro_batches
+    def __init__(self, targets: Sequence[float]) -> None:
+        self.targets = targets
+        self.micro_batches: list[list[Item]] = [[] for _ in targets]
+        self.works = [0] * len(targets)
+        self.tokens = [0] * len(targets)
+
+    @property
+    def loads(self) -> list[float]:
+        """Work / target of each micro-batch."""
+        return list(map(truediv, self.works, self.targets))
 
     @property
     def excess(self) -> float:
-        """Share by which the largest work exceeds the mean; infinite where a micro-batch is empty."""
+        """Share by which the largest load exceeds the mean; infinite where a micro-batch is empty."""
         if not all(self.micro_batches):
             return float("inf")
         total = sum(self.works)
-        return max(self.works) * len(self.works) / total - 1 if total else 0.0
+        return max(self.loads) * len(self.works) / total - 1 if total else 0.0
 
     def move(self, item: Item, source: int, target: int) -> None:
         """Takes an item from one micro-batch to another."""
@@ -62,16 +69,17 @@ def fill(group: Group, shorts: Sequence[Item], limits: Limits) -> Filled:
     Args:
         shorts: longest first.
     """
-    filled = Filled(limits.num_micro_batches)
+    filled = Filled(limits.targets)
     for item, place in zip(group.trained, group.places, strict=True):
         filled.add(item, place)
     micro_batches, works, tokens, cap = filled.micro_batches, filled.works, filled.tokens, limits.max_tokens
     shorts, mean = _without_leaders(shorts, filled)
-    level = max(group.level if group.capped else mean, *works)
+    level = max(group.level if group.capped else mean, *filled.loads)
+    levels = [level * target for target in limits.targets]
     # (work lacking per free token, negated: the densest filling first; an empty micro-batch before all others)
     by_need = [
         ((work - level) / max(cap - total, 1) if total else float("-inf"), place)
-        for place, (work, total) in enumerate(zip(works, tokens, strict=True))
+        for place, (work, total, level) in enumerate(zip(works, tokens, levels, strict=True))
     ]
     heapify(by_need)
     parked: list[tuple[int, int]] = []  # (free tokens, negated), of those that the last documents did not fit into
@@ -79,18 +87,18 @@ def fill(group: Group, shorts: Sequence[Item], limits: Limits) -> Filled:
         length, work, _, _ = item
         while parked and -parked[0][0] >= length:
             place = heappop(parked)[1]
-            heappush(by_need, ((works[place] - level) / max(cap - tokens[place], 1), place))
+            heappush(by_need, ((works[place] - levels[place]) / max(cap - tokens[place], 1), place))
         while by_need and tokens[by_need[0][1]] + length > cap:
             place = heappop(by_need)[1]
             heappush(parked, (tokens[place] - cap, place))
         if not by_need:
             continue
         place = by_need[0][1]
-        if not group.capped or works[place] + work <= level or not tokens[place]:
+        if not group.capped or works[place] + work <= levels[place] or not tokens[place]:
             micro_batches[place].append(item)
             works[place] += work
             tokens[place] += length
-            heapreplace(by_need, ((works[place] - level) / max(cap - tokens[place], 1), place))
+            heapreplace(by_need, ((works[place] - levels[place]) / max(cap - tokens[place], 1), place))
     _even_out(filled, limits)
     return filled
 
@@ -108,17 +116,18 @@ def _without_leaders(shorts: Sequence[Item], filled: Filled) -> tuple[Sequence[I
 
 def _even_out(filled: Filled, limits: Limits) -> None:
     """The largest micro-batches exchange documents with the smallest, while that makes them smaller."""
-    works, tried = filled.works, 0
-    good_enough = sum(works) / len(works) * (1 + limits.tolerance / 8)
+    loads, tried = filled.loads, 0
+    good_enough = sum(filled.works) / len(loads) * (1 + limits.tolerance / 8)
     exchanged = True
     while exchanged:
         exchanged = False
-        order = sorted(range(len(works)), key=works.__getitem__)
+        order = sorted(range(len(loads)), key=loads.__getitem__)
         for rank, high in enumerate(reversed(order)):
-            if works[high] <= good_enough or tried >= _MAX_EXCHANGES:
+            if filled.works[high] <= good_enough * filled.targets[high] or tried >= _MAX_EXCHANGES:
                 break
             tried += 1
             exchanged |= any(_exchange(filled, high, low, limits.max_tokens) for low in order[rank : rank + _PARTNERS])
+        loads = filled.loads
 
 
 def _exchange(filled: Filled, high: int, low: int, cap: int) -> bool:
@@ -135,7 +144,9 @@ def _exchange(filled: Filled, high: int, low: int, cap: int) -> bool:
 
 def _best_exchange(filled: Filled, high: int, low: int, cap: int) -> tuple[Item, Item | None] | None:
     """The document that moves and the one, or none, that comes back, so that both are as even as they can get."""
-    gap = filled.works[high] - filled.works[low]
+    of_high, of_low = filled.targets[high], filled.targets[low]
+    gap = filled.works[high] / of_high - filled.works[low] / of_low
+    rate = 1 / of_high + 1 / of_low  # by which it shrinks with the work that moves
     room_high, room_low = cap - filled.tokens[high], cap - filled.tokens[low]
     if gap <= 0:
         return None
@@ -145,7 +156,7 @@ def _best_exchange(filled: Filled, high: int, low: int, cap: int) -> tuple[Item,
     ):
         work, length = (other.work, other.length) if other is not None else (0, 0)
         for item in filled.micro_batches[high]:
-            uneven = abs(gap - 2 * (item.work - work))
+            uneven = abs(gap - rate * (item.work - work))
             if uneven < least and -room_high <= item.length - length <= room_low:
                 best, least = (item, other), uneven
     return best

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappush, heapreplace
-from operator import itemgetter
+from math import fsum
+from operator import itemgetter, truediv
 from typing import NamedTuple
 
 _LENGTH = itemgetter(0)
@@ -64,12 +65,14 @@ class Limits:
         num_micro_batches: N.
         max_tokens: of a micro-batch.
         tolerance: share by which the largest work may exceed the mean.
+        targets: of the works, with mean 1, largest first: what is said of works here is meant of work / target.
         step_tokens: of a steady step, whose short documents are drawn as needed; 0 where all at hand are trained.
     """
 
     num_micro_batches: int
     max_tokens: int
     tolerance: float
+    targets: tuple[float, ...]
     step_tokens: int = 0
 
 
@@ -105,12 +108,13 @@ def lead(outliers: Sequence[Item], leader: int, shorts: Fluid, limits: Limits, d
         shorts: at hand; in a steady step only their density counts.
         due: what arrived in this step or before it is late and trained, whatever that does to the balance.
     """
-    num, steady, density = limits.num_micro_batches, limits.step_tokens, shorts.density
+    num, steady, density, targets = limits.num_micro_batches, limits.step_tokens, shorts.density, limits.targets
     late = [item for item in outliers if item.arrival <= due] if due >= 0 else []
     group = outliers[leader:]
     if late:
         group = [*late, *[item for item in group if item.arrival > due]]
-    least = max([item.work for item in group[: len(late) + 1]], default=0)  # no level is below the longest's work
+    # No level is below the longest's work at the largest target.
+    least = max([item.work for item in group[: len(late) + 1]], default=0) / targets[0]
     tokens = sum([item.length for item in group])
     filling = Fluid(max(steady - tokens, 0), density) if steady else shorts
     level = (sum([item.work for item in group]) + filling.work) / num  # of all of them; what exceeds it waits
@@ -121,8 +125,9 @@ def lead(outliers: Sequence[Item], leader: int, shorts: Fluid, limits: Limits, d
             filling = Fluid(max(steady - sum(sums), 0), density)
         mean = (sum(works) + filling.work) / num
         cap = limits.max_tokens
-        reached = min(mean, min([w + (cap - t) * density for w, t in zip(works, sums, strict=True)]))
-        largest = max(works)
+        fullest = [(w + (cap - t) * density) / g for w, t, g in zip(works, sums, targets, strict=True)]
+        reached = min(mean, min(fullest))
+        largest = max(map(truediv, works, targets))
         if reached > 0 and largest <= reached * (1 + limits.tolerance):
             break
         if level <= least:
@@ -132,8 +137,8 @@ def lead(outliers: Sequence[Item], leader: int, shorts: Fluid, limits: Limits, d
         return None
     share = 1.0
     if not steady and filling.work:
-        below = [work for work in works if work < reached]
-        share = min(1.0, (reached * len(below) - sum(below)) / filling.work)
+        lacking = [max(reached * target - work, 0.0) for work, target in zip(works, targets, strict=True)]
+        share = min(1.0, fsum(lacking) / filling.work)
     trained = [item for item, place in zip(group, places, strict=True) if place >= 0]
     waiting = [item for item, place in zip(group, places, strict=True) if place < 0]
     before = [item for item in outliers[:leader] if item.arrival > due]
@@ -191,7 +196,7 @@ def forced(outliers: Sequence[Item], shorts: Fluid, limits: Limits, count: int, 
 
 def _possible(outliers: Sequence[Item], shorts: Fluid, limits: Limits) -> Iterator[int]:
     """Leaders whose work the shorter documents can supply to all micro-batches; and none at all."""
-    steady, share = limits.step_tokens, limits.num_micro_batches / (1 + limits.tolerance)
+    steady, share = limits.step_tokens, limits.num_micro_batches / ((1 + limits.tolerance) * limits.targets[0])
     density = shorts.density if steady else 0.0  # in a steady step a long document replaces short ones
     work = sum([item.work for item in outliers]) + (steady * density or shorts.work)
     if steady:
@@ -210,28 +215,31 @@ def _place(
 
     Each goes to the least work, in order, where that does not exceed the level; late ones wherever there is room.
     """
-    num, cap = limits.num_micro_batches, limits.max_tokens
+    num, cap, targets = limits.num_micro_batches, limits.max_tokens, limits.targets
     budget = limits.step_tokens or num * cap
-    if len(group) <= num and sum([item.length for item in group]) <= budget:
+    below = all(item.work <= level * target for item, target in zip(group, targets, strict=False))
+    if len(group) <= num and below and sum([item.length for item in group]) <= budget:
         spare = [0] * (num - len(group))  # each has a micro-batch of its own
         works, tokens = [item.work for item in group] + spare, [item.length for item in group] + spare
         return list(range(len(group))), works, tokens
     works, tokens = [0] * num, [0] * num
     places = []
-    by_work = list(range(num))  # a heap of work * N + place
+    by_work = [(0.0, place) for place in range(num)]  # a heap of (work / target, place)
     for number, item in enumerate(group):
-        least, place = divmod(by_work[0], num)
+        place = by_work[0][1]
         fits = tokens[place] + item.length <= cap
         if number < num_late and not fits:
             place = tokens.index(min(tokens))
             if tokens[place] + item.length <= cap:
-                by_work.remove(works[place] * num + place)
+                by_work.remove((works[place] / targets[place], place))
                 heapify(by_work)
-                heappush(by_work, (works[place] + item.work) * num + place)
+                heappush(by_work, ((works[place] + item.work) / targets[place], place))
             else:
                 place = -1
-        elif fits and (number < num_late or (least + item.work <= level and item.length <= budget)):
-            heapreplace(by_work, (least + item.work) * num + place)
+        elif fits and (
+            number < num_late or (works[place] + item.work <= level * targets[place] and item.length <= budget)
+        ):
+            heapreplace(by_work, ((works[place] + item.work) / targets[place], place))
         else:
             place = -1
         places.append(place)
