@@ -36,8 +36,8 @@ class WLB:
     Empty: a quarter, a half and three quarters of training.seq_len; "auto": tuned on the run's own lengths."""
 
     balance_tolerance: float | Literal["auto"] = 0.001
-    """Share of a step's largest work that "lookahead" lets the other micro-batches lack: more of it, less delay.
-    "auto": tuned on the run's own lengths."""
+    """At which rate "lookahead" gives balance for delay: a step may exceed the mean work by this share for 5 % of a
+    global batch waiting a step less. No bound on a single step. "auto": tuned on the run's own lengths."""
 
     max_delay_iterations: float = 0.5
     """Mean delay of a token, in steps, that what is "auto" is tuned for: the best balance at no more delay."""

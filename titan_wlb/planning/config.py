@@ -52,8 +52,8 @@ class PlannerConfig:
         packing_window: of ``fixed_length`` and ``solver``: global batches that are packed together.
         max_age_iterations: of ``variable_length`` and ``lookahead``: steps after which a document is trained although
             it unbalances the step; 0: any number.
-        balance_tolerance_ppm: of ``lookahead``: millionths by which a step's largest work may exceed its others', in
-            whole numbers so that the state is exact.
+        balance_tolerance_ppm: of ``lookahead``: at which rate balance is given for delay (no bound on a single step),
+            in millionths, whole numbers so that the state is exact.
         steady_tokens: of ``lookahead``: whether the intake keeps the tokens per step constant.
         micro_batch_shape: of ``variable_length`` and ``lookahead``: one of ``MICRO_BATCH_SHAPES``; "schedule": works
             for which the pipelines' schedule takes the least time, and which another layout changes.

@@ -63,7 +63,7 @@ def test_restoring_again_and_again_changes_nothing(lengths, thresholds, packing,
     assert without_layout(resumed.plan()) == without_layout(straight.plan())
 
 
-@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("packing", [packing for packing in PACKERS if packing != "solver"])  # slow, and like greedy
 def test_thousands_of_documents_are_each_trained_once_per_epoch_across_two_resumes_on_other_layouts(packing):
     lengths = np.minimum(np.random.default_rng(7).lognormal(4, 1.3, size=4000).astype(int) + 2, 1500)
     config = replace(CONFIG, packing=packing, num_micro_batches=8, context_window=512, max_tokens=1024,
