@@ -89,6 +89,7 @@ def planner_config(job_config: JobConfig, workload: Workload) -> PlannerConfig:
         balance_tolerance_ppm=tolerance,
         steady_tokens=wlb.steady_tokens,
         micro_batch_shape=wlb.micro_batch_shape,
+        max_rank_tokens=wlb.max_rank_tokens,
         seed=job_config.debug.seed or 0,
         sharding=wlb.sharding,
     )

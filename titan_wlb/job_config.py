@@ -57,6 +57,11 @@ class WLB:
     """Largest number of real tokens in a micro-batch; 0 means twice training.seq_len. "original", "fixed_length" and
     "solver" always use training.seq_len."""
 
+    max_rank_tokens: int = 0
+    """Real tokens that a data-parallel rank may get in a step, whose activations the first stage of its pipeline may
+    hold all at once: micro-batches are exchanged between ranks for it, also where that unbalances them. 0: any
+    number."""
+
     profile: str = ""
     """File of tools/profile_latency.py that says what a document costs; "" counts its operations instead."""
 

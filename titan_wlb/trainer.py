@@ -84,6 +84,7 @@ class WLBTrainer(Trainer):
             shape=shape,
             index=self.index,
             planner_config=self.dataloader.planner.config,
+            pipeline=self.pipeline,
             rank_ms=costs.rank_ms,
             device=self.device,
         )
@@ -95,8 +96,8 @@ class WLBTrainer(Trainer):
         layout = self.layout
         _, dp_rank, cp_rank, _ = layout.coordinates(dist.get_rank())
         schedule = self.job_config.parallelism.pipeline_parallel_schedule
-        pipeline = Pipeline(schedule, layout.pp, max(len(self.stages), 1))
-        planner = Planner(self.index, config, dp=layout.dp, cp=layout.cp, pipeline=pipeline)
+        self.pipeline = Pipeline(schedule, layout.pp, max(len(self.stages), 1))
+        planner = Planner(self.index, config, dp=layout.dp, cp=layout.cp, pipeline=self.pipeline)
         return BalancedDataLoader(
             planner,
             self.index,

@@ -76,6 +76,27 @@ MUTANTS = (
         "tests/distributed/test_attribution.py::test_ranks_wait_in_the_categories_of_their_own_axes_alone[cp2]",
     ),
     Mutant(
+        "a builder that goes on behind another one's segment begins with the first document again",
+        "titan_wlb/data/index_builder.py",
+        "if place < skip:",
+        "if place < 0:",
+        "tests/unit/data/test_data_index.py::test_whoever_builds_a_segment_it_is_the_same",
+    ),
+    Mutant(
+        "the planner's state leaves out where in the segment the intake stands",
+        "titan_wlb/planning/intake.py",
+        "return *self._position, self.drawn, self.goal",
+        "return *self._position[:2], 0, self.drawn, self.goal",
+        "tests/unit/planning/test_planner_resume.py::test_restoring_again_and_again_changes_nothing",
+    ),
+    Mutant(
+        "short documents fill a micro-batch beyond its cap",
+        "titan_wlb/planning/packing/lookahead_fill.py",
+        "while by_need and tokens[by_need[0][1]] + length > cap:",
+        "while by_need and tokens[by_need[0][1]] + length > 2 * cap:",
+        "tests/unit/planning/test_packing_lookahead.py::test_every_token_is_trained_exactly_once_under_the_cap",
+    ),
+    Mutant(
         "a document's last token has another document's first one as its label",
         "titan_wlb/data/local_batch.py",
         "labels[0, row : row + len(read) - 1] = read[1:]",

@@ -48,6 +48,7 @@ VALUES = [
     ({"wlb.balance_tolerance": 2.0}, "wlb.balance_tolerance = 2.0 is not between 0 and 1"),
     ({"wlb.balance_tolerance": "best"}, "wlb.balance_tolerance = 'best' is not a number or one of 'auto'"),
     ({"wlb.max_delay_iterations": 0.0}, "wlb.max_delay_iterations = 0.0 is no delay; use a number of steps above 0"),
+    ({"wlb.max_rank_tokens": -1}, "wlb.max_rank_tokens = -1 is too small; use 0 or more"),
     ({"wlb.packing_window": 0}, "wlb.packing_window = 0 is too small; use 1 or more"),
     ({"wlb.max_age_iterations": -1}, "wlb.max_age_iterations = -1 is too small; use 0 or more"),
     ({"wlb.micro_batch_shape": "schedule"}, 'wlb.micro_batch_shape = "schedule" does nothing without a pipeline'),

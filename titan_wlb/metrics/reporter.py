@@ -15,8 +15,9 @@ from titan_wlb.metrics.jsonl import RecordWriter
 from titan_wlb.metrics.scalars import scalars
 from titan_wlb.metrics.summary import summary_table
 from titan_wlb.planning.lengths import FirstSegments
+from titan_wlb.planning.packing.measures import in_flight_tokens
 from titan_wlb.planning.plan import StepPlan
-from titan_wlb.planning.planner import Planner, PlannerConfig
+from titan_wlb.planning.planner import Pipeline, Planner, PlannerConfig
 from titan_wlb.planning.workload import ModelShape
 from titan_wlb.records import Layout, StepTimes, micro_batch_costs
 
@@ -34,6 +35,7 @@ class Reporter:
         shape: of the model, for the operations of packed documents.
         index: what is trained on.
         planner_config: in force at the start of the run.
+        pipeline: that micro-batches run through.
         rank_ms: from a micro-batch's predicted cost in ns to what each of its ranks computes, in ms.
     """
 
@@ -47,11 +49,12 @@ class Reporter:
         shape: ModelShape,
         index: Index,
         planner_config: PlannerConfig,
+        pipeline: Pipeline,
         rank_ms: Callable[[int], float],
         device: torch.device,
     ):
         self.layout, self.device, self.shape, self.index = layout, device, shape, index
-        self.config, self._rank_ms = planner_config, rank_ms
+        self.config, self._pipeline, self._rank_ms = planner_config, pipeline, rank_ms
         self.processor = metrics_processor
         self.groups = groups_of(parallel_dims)
         self.rank = metrics_rank(layout.size, layout.pp)
@@ -87,6 +90,9 @@ class Reporter:
             flops=sum(self.shape.flops(length) for micro_batch in plan.micro_batches for length in micro_batch.lengths),
             peak_flops=self.processor.gpu_peak_flops,
         )
+        values["wlb/tokens_in_flight"] = float(in_flight_tokens(plan, self._pipeline.in_flight))
+        if self.layout.pp > 1:
+            values["wlb/step_time_over_balanced/predicted"] = self._pipeline.step_time_over_balanced(plan)
         self.processor.logger.log(values, plan.step)
         assert self.records is not None
         rows = [[cost.dp_rank, cost.place, round(cost.predicted_ms, 3), round(cost.measured_ms, 3)] for cost in costs]

@@ -40,7 +40,7 @@ _ONLY_OF = (
 class PlannerConfig:
     """Everything that decides which documents are trained together.
 
-    All of it but ``sharding`` is part of the planner's state and stays in force on resume.
+    All of it but ``sharding`` and ``max_rank_tokens`` is part of the planner's state and stays in force on resume.
 
     Args:
         packing: one of ``PACKERS``.
@@ -58,6 +58,8 @@ class PlannerConfig:
         micro_batch_shape: of ``variable_length`` and ``lookahead``: one of ``MICRO_BATCH_SHAPES``; "schedule": works
             for which the pipelines' schedule takes the least time, and which another layout changes.
         workload: what a document costs.
+        max_rank_tokens: real tokens that a DP rank may get in a step; balance of work is given up for it as far as
+            exchanging micro-batches gets there, which moves no document to another step; 0: any number.
         seed: of the order in which documents are drawn.
         sharding: one of ``STRATEGIES``.
 
@@ -76,6 +78,7 @@ class PlannerConfig:
     balance_tolerance_ppm: int = 1000
     steady_tokens: bool = False
     micro_batch_shape: str = "equal"
+    max_rank_tokens: int = 0
     seed: int = 0
     sharding: str = "per_document"
 
@@ -108,6 +111,13 @@ class PlannerConfig:
             raise ValueError(
                 f"wlb.micro_batch_shape {self.micro_batch_shape!r} must be one of {', '.join(MICRO_BATCH_SHAPES)}"
             )
+        if self.max_rank_tokens < 0:
+            raise ValueError(f"wlb.max_rank_tokens {self.max_rank_tokens} must be at least 1, or 0 for any number")
+        if self.max_rank_tokens and self.micro_batch_shape == "schedule":
+            raise ValueError(
+                f"wlb.max_rank_tokens {self.max_rank_tokens} cannot be kept with wlb.micro_batch_shape 'schedule', "
+                "which decides what a rank runs: leave one of them out"
+            )
         for key, unset, packings in _ONLY_OF:
             if getattr(self, key) != unset and self.packing not in packings:
                 raise ValueError(
@@ -138,8 +148,8 @@ class PlannerConfig:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], *, sharding: str) -> PlannerConfig:
-        """What ``to_json`` gave, with the sharding of the present run."""
+    def from_json(cls, values: dict[str, Any], *, sharding: str, max_rank_tokens: int = 0) -> PlannerConfig:
+        """What ``to_json`` gave, with what the present run says of the rest."""
         return cls(
             **{
                 **values,
@@ -147,6 +157,7 @@ class PlannerConfig:
                 "workload": Workload.from_json(values["workload"]),
             },
             sharding=sharding,
+            max_rank_tokens=max_rank_tokens,
         )
 
 

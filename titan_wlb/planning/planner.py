@@ -24,6 +24,7 @@ from titan_wlb.planning.packing.dealing import deal
 from titan_wlb.planning.packing.shape import Shape, build_shape
 from titan_wlb.planning.plan import MicroBatch, Segment, StepPlan
 from titan_wlb.planning.sharding import shard
+from titan_wlb.planning.timeline.works import step_time_over_balanced
 
 __all__ = ["Pipeline", "Planner", "PlannerConfig", "differences"]
 
@@ -51,6 +52,17 @@ class Pipeline:
         number = config.num_micro_batches
         return build_shape("schedule", self.schedule, self.ranks, dp, number, self.virtual_stages)
 
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches that its first rank has run forward and not yet backward, at most; 0: all of a step."""
+        return self.ranks if self.schedule == "1F1B" or self.ranks == 1 else 0
+
+    def step_time_over_balanced(self, plan: StepPlan) -> float:
+        """Predicted time of a step over that of the same work spread equally over all micro-batches."""
+        dp = max(plan.dp_ranks) + 1
+        works = [[float(plan.micro_batches[place].cost) for place in plan.of_dp_rank(rank)] for rank in range(dp)]
+        return step_time_over_balanced(works, self.schedule, self.ranks, virtual_stages=self.virtual_stages)
+
 
 class Planner:
     """Plans step after step, without end: epochs follow one another.
@@ -64,7 +76,8 @@ class Planner:
             ``config.micro_batch_shape`` is "schedule".
 
     Attributes:
-        config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding``.
+        config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding`` and
+            ``max_rank_tokens``.
         step: the step planned last; 0 before the first.
         state: bytes to continue from: after the last plan, or from the beginning. Independent of the layout.
         digest: hash of all that was planned; before the first plan of config, index and layout. After ``restore`` the
@@ -97,7 +110,7 @@ class Planner:
         micro_batches = tuple(
             MicroBatch(segments, config.workload.costs(segment.length for segment in segments)) for segments in packed
         )
-        micro_batches, dp_ranks = deal(config.packing, micro_batches, self._dp, self._shape)
+        micro_batches, dp_ranks = deal(config.packing, micro_batches, self._dp, self._shape, config.max_rank_tokens)
         trained = [segment for segments in packed for segment in segments]
         waiting = list(self._waiting)
         self.state = self._to_bytes()
@@ -128,7 +141,8 @@ class Planner:
             ValueError: it is no state of ours, is of another index, or its N does not divide by ``dp``.
         """
         values = _parse(state)
-        self._start(PlannerConfig.from_json(values["config"], sharding=self.config.sharding))
+        sharding, max_rank_tokens = self.config.sharding, self.config.max_rank_tokens
+        self._start(PlannerConfig.from_json(values["config"], sharding=sharding, max_rank_tokens=max_rank_tokens))
         number, digest = values["index"]
         while self._index.number < number and self._index.segment(self._index.number) is not None:
             pass
@@ -179,7 +193,8 @@ class Planner:
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode("ascii")
 
     def _first_digest(self) -> str:
-        return digest_of_values(self.state.decode("ascii"), self.config.sharding, self._dp, self._cp)
+        config = self.config
+        return digest_of_values(self.state.decode("ascii"), config.sharding, config.max_rank_tokens, self._dp, self._cp)
 
 
 def differences(state: bytes, config: PlannerConfig) -> list[str]:

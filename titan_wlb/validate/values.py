@@ -34,6 +34,7 @@ AT_LEAST = {
     "lr_scheduler.warmup_steps": 0,
     "wlb.max_tokens": 0,
     "wlb.segment_tokens": 1,
+    "wlb.max_rank_tokens": 0,
     "wlb.packing_window": 1,
     "wlb.max_age_iterations": 0,
 }

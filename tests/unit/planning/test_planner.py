@@ -9,7 +9,7 @@ from planner_cases import CONFIG
 from titan_wlb.planning.lengths import KnownLengths
 from titan_wlb.planning.packing import PACKERS
 from titan_wlb.planning.packing.dealing import in_order
-from titan_wlb.planning.planner import Planner, PlannerConfig
+from titan_wlb.planning.planner import Pipeline, Planner, PlannerConfig
 from titan_wlb.planning.sharding import shard
 from titan_wlb.planning.workload import Workload
 
@@ -107,6 +107,42 @@ def test_original_deals_consecutive_micro_batches_and_variable_length_balances_t
         balanced += max(sum(costs[place] for place in plan.of_dp_rank(rank)) for rank in range(2))
         consecutive += max(sum(costs[:2]), sum(costs[2:]))
     assert balanced < consecutive
+
+
+def test_a_ranks_tokens_are_capped_by_exchanging_micro_batches_of_one_step():
+    lengths = np.minimum(np.random.default_rng(2).lognormal(4, 1.3, size=4000).astype(int) + 2, 512)
+    config = replace(CONFIG, num_micro_batches=8, context_window=512, max_tokens=1024, outlier_thresholds=(),
+                     workload=Workload(0, 64, 1))  # fmt: skip
+    largest = {}
+    plans = {}
+    for cap in (0, 2300):
+        planner = Planner(KnownLengths(lengths), replace(config, max_rank_tokens=cap), dp=2, cp=1)
+        plans[cap] = [planner.plan() for _ in range(30)]
+        largest[cap] = [
+            max(sum(plan.micro_batches[place].tokens for place in plan.of_dp_rank(rank)) for rank in range(2))
+            for plan in plans[cap]
+        ]
+    assert max(largest[2300]) <= 2300 < max(largest[0])
+    for capped, free in zip(plans[2300], plans[0], strict=True):
+        assert capped.micro_batches == free.micro_batches and capped.state == free.state, "nothing goes to another step"
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_schedules_shape_is_run_in_its_order_and_predicted_to_beat_balance(ranks):
+    lengths = np.minimum(np.random.default_rng(1).lognormal(5, 1.2, size=3000).astype(int) + 2, 2048)
+    config = replace(CONFIG, num_micro_batches=2 * ranks, context_window=2048, max_tokens=4096,
+                     outlier_thresholds=(512, 1024, 1536), workload=Workload(0, 512, 1))  # fmt: skip
+    pipeline = Pipeline("1F1B", ranks)
+    times = {}
+    for shape in ("equal", "schedule"):
+        planner = Planner(
+            KnownLengths(lengths), replace(config, micro_batch_shape=shape), dp=2, cp=1, pipeline=pipeline
+        )
+        plans = [planner.plan() for _ in range(40)]
+        assert all([len(plan.of_dp_rank(rank)) for rank in range(2)] == [ranks, ranks] for plan in plans)
+        times[shape] = sum(map(pipeline.step_time_over_balanced, plans)) / len(plans)
+    assert times["schedule"] < 1 < times["equal"]
+    assert (pipeline.in_flight, Pipeline("GPipe", ranks).in_flight, Pipeline().in_flight) == (ranks, 0, 1)
 
 
 def test_variable_length_balances_work_where_original_does_not():

@@ -7,9 +7,9 @@ from planner_cases import CONFIG
 from titan_wlb.planning.config import USER_KEYS, PlannerConfig
 
 
-def test_every_field_but_the_sharding_is_in_the_state_under_a_key_that_users_know():
+def test_every_field_but_those_of_the_layout_is_in_the_state_under_a_key_that_users_know():
     values = CONFIG.to_json()
-    assert values.keys() == USER_KEYS.keys() == set(PlannerConfig.__slots__) - {"sharding"}
+    assert values.keys() == USER_KEYS.keys() == set(PlannerConfig.__slots__) - {"sharding", "max_rank_tokens"}
     assert PlannerConfig.from_json(json.loads(json.dumps(values)), sharding="per_document") == CONFIG
 
 

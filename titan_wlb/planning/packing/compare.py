@@ -192,7 +192,7 @@ def _plan(
     micro_batches = tuple(
         MicroBatch(segments, config.workload.costs(segment.length for segment in segments)) for segments in packed
     )
-    micro_batches, dp_ranks = deal(config.packing, micro_batches, job.dp, shape)
+    micro_batches, dp_ranks = deal(config.packing, micro_batches, job.dp, shape, config.max_rank_tokens)
     trained, left = [segment for segments in packed for segment in segments], list(waiting)
     return StepPlan(
         step=intake.step,

@@ -36,18 +36,21 @@ class RunOrder(Protocol):
 
 
 def deal(
-    packing: str, micro_batches: Sequence[MicroBatch], dp: int, order: RunOrder | None = None
+    packing: str, micro_batches: Sequence[MicroBatch], dp: int, order: RunOrder | None = None, max_tokens: int = 0
 ) -> tuple[tuple[MicroBatch, ...], tuple[int, ...]]:
     """(the micro-batches in the order in which their ranks run them, per micro-batch its DP rank).
 
     Plain-4D deals consecutive ones. All else is dealt by work and, where no schedule decides their order, by tokens.
+
+    Args:
+        max_tokens: of a DP rank in a step, as for ``balanced``.
     """
     if packing == "original":
         return tuple(micro_batches), in_order(len(micro_batches), dp)
     costs = [micro_batch.cost for micro_batch in micro_batches]
     if order is None:
         tokens = [micro_batch.tokens for micro_batch in micro_batches]
-        return tuple(micro_batches), balanced(costs, dp, tokens)
+        return tuple(micro_batches), balanced(costs, dp, tokens, max_tokens)
     runs = order.deal(costs)
     ranks = tuple(rank for rank, run in enumerate(runs) for _ in run)
     return tuple(micro_batches[place] for run in runs for place in run), ranks

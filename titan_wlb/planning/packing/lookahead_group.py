@@ -213,8 +213,10 @@ def _place(
 ) -> tuple[list[int], list[int], list[int]]:
     """(micro-batch of each long document, -1 where it waits; work and tokens of each micro-batch).
 
-    Each goes to the least work, in order, where that does not exceed the level; late ones wherever there is room.
+    Each goes to the least work / target, in order, where that does not exceed the level; late ones wherever there is
+    room, and where balance does not count any into a micro-batch that is empty.
     """
+    balance_counts = limits.tolerance < float("inf")
     num, cap, targets = limits.num_micro_batches, limits.max_tokens, limits.targets
     budget = limits.step_tokens or num * cap
     below = all(item.work <= level * target for item, target in zip(group, targets, strict=False))
@@ -237,7 +239,9 @@ def _place(
             else:
                 place = -1
         elif fits and (
-            number < num_late or (works[place] + item.work <= level * targets[place] and item.length <= budget)
+            number < num_late
+            or not (tokens[place] or balance_counts)
+            or (works[place] + item.work <= level * targets[place] and item.length <= budget)
         ):
             heapreplace(by_work, ((works[place] + item.work) / targets[place], place))
         else:

@@ -136,5 +136,6 @@ _READERS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "max_age_iterations": ("max_age_iterations", int, "a whole number of steps"),
     "balance_tolerance": ("balance_tolerance_ppm", _millionths, "a number from 0 to 1"),
     "steady_tokens": ("steady_tokens", _true_or_false, "true or false"),
+    "max_rank_tokens": ("max_rank_tokens", int, "a whole number of tokens"),
     "micro_batch_shape": ("micro_batch_shape", str, "equal or schedule"),
 }
