@@ -19,6 +19,7 @@ from titan_wlb.planning.packing.packer import Waiting
 from titan_wlb.planning.plan import Segment
 from titan_wlb.planning.workload import Workload
 
+SHAPES = {2: (1.2, 0.8), 4: (1.2, 1.12, 0.96, 0.72)}  # of works, by N
 QUADRATIC = Workload(0, 0, 1)
 LINEAR_AND_QUADRATIC = Workload(0, 24_576, 1, 24_576)
 
@@ -80,6 +81,17 @@ def test_the_drawn_example() -> None:
     assert not list(second.waiting)
 
 
+def test_short_documents_wait_where_the_cap_leaves_them_no_room() -> None:
+    first, *_ = steps(Lookahead(2, 64, 64, QUADRATIC), [13] * 40)
+    assert lengths_of(first.micro_batches) == [[13] * 4, [13] * 4]
+    assert len(list(first.waiting)) == 2
+
+
+def test_equal_documents_leave_no_micro_batch_empty_although_their_works_cannot_follow_the_targets() -> None:
+    first, *_ = steps(Lookahead(4, 64, 64, QUADRATIC, targets=SHAPES[4]), [52] * 6)
+    assert [len(segments) for segments in first.micro_batches] == [1, 1, 1, 1]
+
+
 lengths_lists = st.one_of(
     st.lists(st.integers(1, 64), min_size=1, max_size=60),
     st.lists(st.integers(1, 5), min_size=1, max_size=120),
@@ -87,7 +99,7 @@ lengths_lists = st.one_of(
     st.integers(1, 80).flatmap(lambda length: st.lists(st.just(length), min_size=1, max_size=40)),
 )
 workloads = st.sampled_from([QUADRATIC, LINEAR_AND_QUADRATIC, Workload(50, 1, 0), Workload(0, 1, 0, 10**6)])
-SHAPES = {2: (1.2, 0.8), 4: (1.2, 1.12, 0.96, 0.72)}  # of works, by N
+
 packers = st.builds(
     lambda num, cap, workload, tolerance, age, steady, shaped: Lookahead(
         num,
