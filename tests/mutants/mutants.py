@@ -94,8 +94,7 @@ MUTANTS = (
         "titan_wlb/planning/packing/lookahead_fill.py",
         "while by_need and tokens[by_need[0][1]] + length > cap:",
         "while by_need and tokens[by_need[0][1]] + length > 2 * cap:",
-        "tests/unit/planning/test_packing_lookahead.py
-        "::test_short_documents_wait_where_the_cap_leaves_them_no_room",
+        "tests/unit/planning/test_packing_lookahead.py::test_short_documents_wait_where_the_cap_leaves_them_no_room",
     ),
     Mutant(
         "a document's last token has another document's first one as its label",
