@@ -54,7 +54,8 @@ def start(tmp_path):
         (
             CONFIG + '\n[wlb]\npacking = "best"\n',
             [],
-            "job.toml: wlb.packing = 'best' is not one of 'original', 'fixed_length', 'karmarkar_karp', 'solver'",
+            "job.toml: wlb.packing = 'best' is not one of 'original', 'fixed_length', 'karmarkar_karp', "
+            "'solver', 'variable_length', 'lookahead'",
         ),
         (CONFIG, ["--training.stpes", "3"], "Unrecognized options: --training.stpes, 3; --help lists all flags"),
         (
@@ -86,5 +87,5 @@ def test_data_that_turns_out_to_be_empty_is_one_line_without_a_traceback_though_
 def test_help_is_shown_once_without_ranks(start):
     status, out, err = start(CONFIG, "--help")
     assert (status, err) == (0, "")
-    assert out.startswith("usage: ") and out.count("--wlb.packing") == 1
+    assert out.startswith("usage: ") and out.count("--wlb.packing ") == 1
     assert "rank0" not in out
