@@ -107,6 +107,9 @@ class GrowingIndex(Index):
     def _progress(self, number: int) -> str:
         """How far the builder is, by the size of what it writes."""
         folder = segment_folder(self.folder, number)
-        sizes = [(part / TOKENS).stat().st_size for part in folder.parent.glob(f"{folder.name}.part-*")]
+        sizes = []
+        for part in folder.parent.glob(f"{folder.name}.part-*"):
+            with contextlib.suppress(OSError):  # just begun, or just renamed to what it becomes
+                sizes.append((part / TOKENS).stat().st_size)
         token = token_dtype(self.opened[-1].meta.vocab_size).itemsize
         return f": {100 * max(sizes) // (self._segment_tokens * token)} % are tokenised" if sizes else ""

@@ -105,6 +105,7 @@ def test_a_rank_that_waits_says_so_and_how_far_it_is(job, monkeypatch, caplog):
     monkeypatch.setattr(growing, "REPEAT_MESSAGE_S", 0.0)
     other = job.index(is_first_rank=False)
     other.segment(0)
+    (job.folder / "segment-00001.part-5678").mkdir()  # has no file yet
     part = job.folder / "segment-00001.part-1234"
     part.mkdir()
     (part / "tokens").write_bytes(b"\0" * (SEGMENT_TOKENS // 2 * 2))
