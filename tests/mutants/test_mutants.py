@@ -38,8 +38,9 @@ def copy_of_project(folder: Path) -> None:
 
 def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess:
     # the copy comes before the installed package, also in processes that a test starts
+    options = ["-q", "-p", "no:cacheprovider", "--timeout", "240", "--hypothesis-profile", "mutants"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "240", *tests],
+        [sys.executable, "-m", "pytest", *options, *tests],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
