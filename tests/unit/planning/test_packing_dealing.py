@@ -83,8 +83,8 @@ def test_original_is_dealt_in_order_and_all_else_is_balanced():
 
 def test_a_schedule_decides_in_which_order_micro_batches_run():
     class LastFirst:
-        def deal(self, works):
-            assert works == [5, 6, 7, 8]
+        def deal(self, works, tokens):
+            assert works == [5, 6, 7, 8] and tokens == [1, 1, 1, 1]
             return (3, 0), (2, 1)
 
     micro_batches = [MicroBatch((Segment(Document(id, 1), 0, 1),), cost) for id, cost in enumerate((5, 6, 7, 8))]

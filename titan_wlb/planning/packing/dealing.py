@@ -31,8 +31,11 @@ from titan_wlb.planning.plan import MicroBatch
 class RunOrder(Protocol):
     """Knows the pipelines' schedule: ``packing.shape.Shape``."""
 
-    def deal(self, works: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Per DP rank its micro-batches, as places in ``works``, in the order in which it runs them."""
+    def deal(self, works: Sequence[int], tokens: Sequence[int] | None = None) -> tuple[tuple[int, ...], ...]:
+        """Per DP rank its micro-batches, as places in ``works``, in the order in which it runs them.
+
+        Where works hardly differ, ``tokens`` are to be dealt evenly too.
+        """
 
 
 def deal(
@@ -40,7 +43,7 @@ def deal(
 ) -> tuple[tuple[MicroBatch, ...], tuple[int, ...]]:
     """(the micro-batches in the order in which their ranks run them, per micro-batch its DP rank).
 
-    Plain-4D deals consecutive ones. All else is dealt by work and, where no schedule decides their order, by tokens.
+    Plain-4D deals consecutive ones. All else is dealt by work and, as far as that allows, by tokens.
 
     Args:
         max_tokens: of a DP rank in a step, as for ``balanced``.
@@ -48,10 +51,10 @@ def deal(
     if packing == "original":
         return tuple(micro_batches), in_order(len(micro_batches), dp)
     costs = [micro_batch.cost for micro_batch in micro_batches]
+    tokens = [micro_batch.tokens for micro_batch in micro_batches]
     if order is None:
-        tokens = [micro_batch.tokens for micro_batch in micro_batches]
         return tuple(micro_batches), balanced(costs, dp, tokens, max_tokens)
-    runs = order.deal(costs)
+    runs = order.deal(costs, tokens)
     ranks = tuple(rank for rank, run in enumerate(runs) for _ in run)
     return tuple(micro_batches[place] for run in runs for place in run), ranks
 
