@@ -6,8 +6,10 @@ from typing import Any
 from titan_wlb.job_config import JobConfig
 from titan_wlb.models.llama3_wlb.flavors import ffn_dim
 from titan_wlb.planning.config import PlannerConfig, of_packing
+from titan_wlb.planning.kernel_file import default_kernel_profile, read_kernel_profile
 from titan_wlb.planning.packing.variable_length import default_thresholds
 from titan_wlb.planning.profile_file import read_profile
+from titan_wlb.planning.sharding import PREDICTING, LatencyModel
 from titan_wlb.planning.workload import ModelShape, Workload, analytic
 from titan_wlb.records import Layout
 
@@ -70,6 +72,30 @@ def cost_model(job_config: JobConfig, shape: ModelShape, flops_per_second: int, 
     workload = profile.workload(shape, tp=layout.tp, cp=layout.cp)
     note = f"{path}, {profile.note(tp=layout.tp, cp=layout.cp)}"
     return CostModel(workload, layout.pp, note, profile.model.per_micro_batch)
+
+
+def latency_model(job_config: JobConfig, shape: ModelShape, device: str, layout: Layout) -> LatencyModel | None:
+    """What attention of a sharded micro-batch takes; None where the job's sharding does not ask.
+
+    Args:
+        device: "cpu", or the name of the GPU.
+
+    Raises:
+        ValueError: the profile cannot be read; one line.
+    """
+    if job_config.wlb.sharding not in PREDICTING or layout.cp == 1:
+        return None
+    path = job_config.wlb.profile
+    profile = read_kernel_profile(path) if path else None
+    full_precision = device == "cpu" and job_config.training.mixed_precision_param == "float32"
+    return LatencyModel.of_model(
+        profile or default_kernel_profile(device, shape.head_dim),
+        n_heads=shape.n_heads,
+        n_kv_heads=shape.n_kv_heads,
+        head_dim=shape.head_dim,
+        tp=layout.tp,
+        element_bytes=4 if full_precision else 2,
+    )
 
 
 def planner_config(job_config: JobConfig, workload: Workload) -> PlannerConfig:

@@ -50,8 +50,8 @@ class WLB:
     """Whether "lookahead" draws documents such that every step trains equally many tokens."""
 
     micro_batch_shape: Literal["equal", "schedule"] = "equal"
-    """"schedule" gives "variable_length" the works of a pipeline's micro-batches with which its schedule takes the
-    least time: not equal ones where micro-batches are few."""
+    """"schedule" gives "variable_length" and "lookahead" the works of a pipeline's micro-batches with which its
+    schedule takes the least time: not equal ones where micro-batches are few."""
 
     max_tokens: int = 0
     """Largest number of real tokens in a micro-batch; 0 means twice training.seq_len. "original", "fixed_length" and
@@ -63,10 +63,13 @@ class WLB:
     number."""
 
     profile: str = ""
-    """File of tools/profile_latency.py that says what a document costs; "" counts its operations instead."""
+    """File of tools/profile_latency.py that says what a document costs and how fast attention is; "" counts a
+    document's operations instead, and takes for attention what ships for the device."""
 
-    sharding: Literal["per_sequence", "per_document"] = "per_document"
-    """How a micro-batch is cut for context parallelism: into 2 x CP chunks as a whole, or document by document."""
+    sharding: Literal["per_sequence", "per_document", "hybrid", "adaptive"] = "per_document"
+    """How a micro-batch is cut for context parallelism: into 2 x CP chunks as a whole, or document by document;
+    "hybrid" keeps short documents whole and cuts long ones where it costs no tile; "adaptive" takes for each
+    micro-batch what is predicted to be fastest."""
 
     attention_backend: Literal["auto", "flash_attn", "torch_varlen", "cpu"] = "auto"
     """Attention kernel. "auto": flash_attn where it is installed, else torch's varlen attention, on CPUs "cpu"."""

@@ -20,7 +20,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
 from titan_wlb.agreement import PlanAgreement
-from titan_wlb.build import assumed_flops_per_second, cost_model, model_shape, planner_config
+from titan_wlb.build import assumed_flops_per_second, cost_model, latency_model, model_shape, planner_config
 from titan_wlb.clocks import build_clock
 from titan_wlb.compat.fsdp_waits import install_fsdp_waits
 from titan_wlb.compat.pipeline_waits import install_pipeline_waits
@@ -36,6 +36,7 @@ from titan_wlb.job_config import JobConfig
 from titan_wlb.metrics.gather import layout_of
 from titan_wlb.metrics.reporter import Reporter
 from titan_wlb.planning.planner import Pipeline, Planner, PlannerConfig
+from titan_wlb.planning.sharding import LatencyModel
 from titan_wlb.tuned import tune
 from titan_wlb.validate import data_parallel_degree
 
@@ -74,7 +75,11 @@ class WLBTrainer(Trainer):
         costs = cost_model(job_config, shape, assumed_flops_per_second(self.metrics_processor), self.layout)
         logger.info(f"Predicted cost of a document: {costs.note}")
         config = tune(planner_config(job_config, costs.workload), job_config.wlb, self.index)
-        self.dataloader = self._build_dataloader(config)
+        device = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        latency = latency_model(job_config, shape, device, self.layout)
+        if latency is not None:
+            logger.info(f"Predicted latency of attention: {latency.profile.device} ({latency.profile.origin})")
+        self.dataloader = self._build_dataloader(config, latency)
         self.checkpointer.states["dataloader"] = self.dataloader
         self.reporter = Reporter(
             job_config,
@@ -92,12 +97,12 @@ class WLBTrainer(Trainer):
             DocumentsLog(job_config.job.dump_folder) if job_config.wlb.log_documents and dist.get_rank() == 0 else None
         )
 
-    def _build_dataloader(self, config: PlannerConfig) -> BalancedDataLoader:
+    def _build_dataloader(self, config: PlannerConfig, latency: LatencyModel | None) -> BalancedDataLoader:
         layout = self.layout
         _, dp_rank, cp_rank, _ = layout.coordinates(dist.get_rank())
         schedule = self.job_config.parallelism.pipeline_parallel_schedule
         self.pipeline = Pipeline(schedule, layout.pp, max(len(self.stages), 1))
-        planner = Planner(self.index, config, dp=layout.dp, cp=layout.cp, pipeline=self.pipeline)
+        planner = Planner(self.index, config, dp=layout.dp, cp=layout.cp, pipeline=self.pipeline, latency=latency)
         return BalancedDataLoader(
             planner,
             self.index,

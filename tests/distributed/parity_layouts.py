@@ -59,6 +59,8 @@ EXACT_FIT = (
 ORIGINAL = ("--wlb.packing=original",)
 OTHER_PACKINGS = ("fixed_length", "karmarkar_karp", "lookahead")
 PER_SEQUENCE = ("--wlb.sharding=per_sequence",)
+HYBRID = ("--wlb.sharding=hybrid",)
+ADAPTIVE = ("--wlb.sharding=adaptive",)
 FULL_AC = ("--activation_checkpoint.mode=full",)
 SELECTIVE_AC = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=op")
 COMPILED = ("--compile.enable", "--compile.components", "model", "--compile.backend=aot_eager")
@@ -134,6 +136,12 @@ EAGER = (
     Layout("dp2_cp2", PER_SEQUENCE + FULL_AC, dp=2, cp=2),
     Layout("dp2_cp2_original", ORIGINAL, dp=2, cp=2, reference="one_process_original"),
     Layout("tp2_cp2_pp2", SELECTIVE_AC, tp=2, cp=2, pp=2),
+    Layout("cp2_hybrid", HYBRID + FULL_AC, cp=2),
+    Layout("cp4_hybrid", HYBRID, cp=4),
+    Layout("tp2_cp2_hybrid", HYBRID + SELECTIVE_AC, tp=2, cp=2),
+    Layout("pp2_cp2_adaptive", ADAPTIVE + SELECTIVE_AC, pp=2, cp=2, schedule="Interleaved1F1B"),
+    Layout("dp2_cp2_adaptive", ADAPTIVE + FULL_AC, dp=2, cp=2),
+    Layout("tp2_cp2_pp2_hybrid", HYBRID, tp=2, cp=2, pp=2),
     *(
         Layout(f"dp2_{packing}", (f"--wlb.packing={packing}",), dp=2, reference=f"one_process_{packing}")
         for packing in OTHER_PACKINGS
@@ -144,5 +152,6 @@ SCHEDULE_SHAPE = Layout("exact_fit_schedule", ("--wlb.micro_batch_shape=schedule
 COMPILED_LAYOUTS = (
     Layout("cp2_compiled", COMPILED, cp=2),
     Layout("tp2_cp2_compiled", COMPILED, tp=2, cp=2),
+    Layout("cp2_hybrid_compiled", COMPILED + HYBRID, cp=2),
 )
 LAYOUTS = (*ONE_PROCESS, *EAGER, SCHEDULE_SHAPE, *COMPILED_LAYOUTS)

@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from titan_wlb.build import model_shape
 from titan_wlb.compat.config import CheckedConfigManager
 from titan_wlb.job_config import JobConfig
 from titan_wlb.models.llama3_wlb.flavors import FLAVORS
+from titan_wlb.planning.kernel_file import read_kernel_profile
 from titan_wlb.planning.profile import Latency, Measurement
 from titan_wlb.planning.profile_file import read_profile
-from titan_wlb.profiling import measure
+from titan_wlb.profiling import kernel, measure
 from titan_wlb.profiling.fit import fit, non_negative
 from titan_wlb.profiling.grid import attention_grid, check_grid, token_grid
 from titan_wlb.profiling.measure import attention_runs, checkpoint_period
@@ -74,10 +76,62 @@ def test_a_profile_is_measured_written_and_read_as_costs_of_the_training(tool, c
     assert {"torch", "torchtitan", "python"} <= profile.versions.keys()
     workload = profile.workload(model_shape(FLAVORS["debugmodel"]))
     assert 0 < workload.cost(1) < workload.cost(128)
+    of_kernel = read_kernel_profile(output)
+    assert of_kernel is not None and (of_kernel.origin, of_kernel.exchange_origin) == ("measured", "assumed")
+    assert (of_kernel.heads, of_kernel.kv_heads, of_kernel.head_dim, of_kernel.kernel) == (4, 2, 16, "cpu")
+    assert (of_kernel.queries[-1], of_kernel.keys[-1]) == (128, 64)  # the window has 128
     said = capsys.readouterr().out
-    assert "relative error of the fit" in said and "mixed micro-batches, not fitted" in said
+    assert (
+        "relative error of the fit" in said
+        and "GFLOP/s by query rows" in said
+        and "mixed micro-batches, not fitted" in said
+    )
     assert all(f"  {name}" in said for name in ("tokens alone", "analytic", "this profile"))
     assert f"train with --wlb.profile {output}" in said
+
+
+def test_the_kernel_alone_is_measured_for_the_heads_that_are_asked_for(tool, config, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "kernel.json"
+    run(tool, monkeypatch, config, "--kernel-of", "2x1x8", "--repeats", "1", "--longest", "64", "--output", str(output))
+    profile = read_kernel_profile(output)
+    assert profile is not None and (profile.heads, profile.kv_heads, profile.head_dim) == (2, 1, 8)
+    times = profile.kernel_ns("backward", [0, 0], [16, 64], heads=2, head_dim=8)
+    assert 0 < times[0] < times[1]
+    said = capsys.readouterr().out
+    assert f"wrote {output}" in said and "relative error" not in said
+
+
+@pytest.mark.parametrize("heads", ["4x3x8", "4x2", "0x0x8", "axbxc"])
+def test_heads_that_are_none_are_refused(tool, config, monkeypatch, capsys, heads) -> None:
+    with pytest.raises(SystemExit):
+        run(tool, monkeypatch, config, "--kernel-of", heads)
+    assert f"--kernel-of {heads} must be HxKxD" in capsys.readouterr().err
+
+
+def test_a_point_of_the_kernel_on_a_gpu_fills_it_within_its_memory(monkeypatch) -> None:
+    gpu = SimpleNamespace(multi_processor_count=132, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    site = Site(torch.device("cuda"), torch.bfloat16, "flash_attn")
+    heads = kernel.Heads(32, 8, 128)
+    assert kernel._number(site, heads, 128, 0) == 17  # x 32 heads = 544 tiles, four waves of 132
+    assert kernel._number(site, heads, 8192, 131_072) == 1
+    assert kernel._number(site, kernel.Heads(4, 4, 128), 128, 131_072) == 0  # 132 of them would take 35 GB
+
+
+def test_the_deepest_tile_alone_is_told_from_a_heads_square_on_a_gpu(monkeypatch) -> None:
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    site = Site(torch.device("cuda"), torch.bfloat16, "flash_attn")
+
+    def laps(site, heads, chunks, stopwatch, often):
+        assert (heads.query, heads.kv, chunks.number) == (1, 1, 1)
+        return [[1_001_000, 2_002_000] if chunks.rows > 1 else [1_000, 2_000]] * often
+
+    monkeypatch.setattr(kernel, "_laps", laps)
+    alone, launch = kernel._alone(site, CudaStopwatch(), kernel.Heads(32, 8, 128), 131_072, repeats=2)
+    rows = 66 * 128
+    assert launch == {"forward": 1_000, "backward": 2_000}
+    assert alone == {"forward": 4 * 128 * rows * 128 * 1000, "backward": 10 * 128 * rows * 128 * 500}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a run tells of itself: scalars and records at logged steps, and a table at its end."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from titan_wlb.planning.lengths import FirstSegments
 from titan_wlb.planning.packing.measures import in_flight_tokens
 from titan_wlb.planning.plan import StepPlan
 from titan_wlb.planning.planner import Pipeline, Planner, PlannerConfig
+from titan_wlb.planning.sharding import CHOSEN
 from titan_wlb.planning.workload import ModelShape
 from titan_wlb.records import Layout, StepTimes, micro_batch_costs
 
@@ -60,6 +62,7 @@ class Reporter:
         self.rank = metrics_rank(layout.size, layout.pp)
         self.history = History(layout)
         self._waiting_tokens = self._tokens = self._last_step = 0
+        self._strategies: Counter[str] = Counter()
         is_writer = dist.get_rank() == self.rank
         self.records = RecordWriter(f"{job_config.job.dump_folder}/wlb/records.jsonl") if is_writer else None
 
@@ -67,6 +70,7 @@ class Reporter:
         """Counts a step, logged or not."""
         self._waiting_tokens += plan.waiting_tokens
         self._tokens += plan.tokens
+        self._strategies.update(shard.strategy for shard in plan.shards)
         self._last_step = plan.step
 
     @property
@@ -93,6 +97,9 @@ class Reporter:
         values["wlb/tokens_in_flight"] = float(in_flight_tokens(plan, self._pipeline.in_flight))
         if self.layout.pp > 1:
             values["wlb/step_time_over_balanced/predicted"] = self._pipeline.step_time_over_balanced(plan)
+        if self._chooses_sharding:
+            chosen = [shard.strategy for shard in plan.shards]
+            values |= {f"wlb/sharding/{name}": chosen.count(name) / len(chosen) for name in CHOSEN}
         self.processor.logger.log(values, plan.step)
         assert self.records is not None
         rows = [[cost.dp_rank, cost.place, round(cost.predicted_ms, 3), round(cost.measured_ms, 3)] for cost in costs]
@@ -120,12 +127,23 @@ class Reporter:
             for place, i in enumerate(plan.of_dp_rank(dp_rank))
         }
 
+    @property
+    def _chooses_sharding(self) -> bool:
+        return self.config.sharding == "adaptive" and self.layout.cp > 1
+
+    def _sharding(self) -> str:
+        """What was configured, or what was chosen for how many of the micro-batches."""
+        if not self._chooses_sharding:
+            return self.config.sharding
+        number = sum(self._strategies.values())
+        return ", ".join(f"{100 * times / number:.0f} % {name}" for name, times in self._strategies.most_common())
+
     def _table(self) -> str:
         packings = dict.fromkeys(("original", "variable_length", self.config.packing))
         return summary_table(
             self.history,
             packing=self.config.packing,
-            sharding=self.config.sharding,
+            sharding=self._sharding(),
             predicted={packing: self._predicted_degree(packing) for packing in packings},
             delay_iterations=self.delay_iterations,
             tensorboard_folder=tensorboard_folder(self.processor),

@@ -23,7 +23,7 @@ from titan_wlb.planning.packing import Waiting, build_packer
 from titan_wlb.planning.packing.dealing import deal
 from titan_wlb.planning.packing.shape import Shape, build_shape
 from titan_wlb.planning.plan import MicroBatch, Segment, StepPlan
-from titan_wlb.planning.sharding import shard
+from titan_wlb.planning.sharding import LatencyModel, shard
 from titan_wlb.planning.timeline.works import step_time_over_balanced
 
 __all__ = ["Pipeline", "Planner", "PlannerConfig", "differences"]
@@ -74,6 +74,7 @@ class Planner:
         cp: context-parallel ranks.
         pipeline: that each DP rank's micro-batches run through; plans depend on it, and on ``dp``, where
             ``config.micro_batch_shape`` is "schedule".
+        latency: of the attention kernel, where ``config.sharding`` looks at it.
 
     Attributes:
         config: what is in force; after ``restore`` that of the checkpoint, but for ``sharding`` and
@@ -95,9 +96,10 @@ class Planner:
         dp: int,
         cp: int,
         pipeline: Pipeline = Pipeline(),
+        latency: LatencyModel | None = None,
     ) -> None:
         self._lengths = lengths
-        self._dp, self._cp, self._pipeline = dp, cp, pipeline
+        self._dp, self._cp, self._pipeline, self._latency = dp, cp, pipeline, latency
         self._start(config)
         self.state = self._to_bytes()
         self.digest = self._first_digest()
@@ -119,7 +121,9 @@ class Planner:
             epoch=self._intake.epoch,
             micro_batches=micro_batches,
             dp_ranks=dp_ranks,
-            shards=tuple(shard(config.sharding, micro_batch.lengths, self._cp) for micro_batch in micro_batches),
+            shards=tuple(
+                shard(config.sharding, micro_batch.lengths, self._cp, self._latency) for micro_batch in micro_batches
+            ),
             num_labels=sum(segment.num_labels for segment in trained),
             arrived=arrived,
             waiting_documents=len({segment.document for segment in waiting}),
@@ -194,7 +198,9 @@ class Planner:
 
     def _first_digest(self) -> str:
         config = self.config
-        return digest_of_values(self.state.decode("ascii"), config.sharding, config.max_rank_tokens, self._dp, self._cp)
+        layout = (config.sharding, config.max_rank_tokens, self._dp, self._cp)
+        predicting = () if self._latency is None else (repr(self._latency),)
+        return digest_of_values(self.state.decode("ascii"), *layout, *predicting)
 
 
 def differences(state: bytes, config: PlannerConfig) -> list[str]:

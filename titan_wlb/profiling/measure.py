@@ -25,7 +25,7 @@ from titan_wlb.profiling.site import Site
 from titan_wlb.profiling.stopwatch import Stopwatch, stopwatch_for
 from titan_wlb.profiling.subjects import Subject, attention_subject, layer_subject, model_subject
 
-__all__ = ["attention_runs", "checkpoint_period", "measure_profile"]
+__all__ = ["attention_runs", "checkpoint_period", "device_name", "measure_profile"]
 
 # Weights of a model that is run whole as a test; of a larger one two layers are.
 MAX_WEIGHTS_RUN_WHOLE = 200_000_000
@@ -63,7 +63,7 @@ def measure_profile(
         shape=shape,
         tp=site.tp,
         cp=site.cp,
-        device=_device_name(site.device),
+        device=device_name(site.device),
         clock=stopwatch.clock,
         settings=_settings(config, site),
         versions={name: version(name) for name in ("torch", "torchtitan")} | {"python": platform.python_version()},
@@ -117,7 +117,7 @@ def _measure(cases: list[_Case], site: Site, stopwatch: Stopwatch, repeats: int,
             measured.append(Measurement(case.part, case.layers, case.documents, forward, backward))
     if missing := {case.part for case in cases} - {line.part for line in measured}:
         raise ValueError(
-            f"no micro-batch of part {', '.join(sorted(missing))} fits into the memory of {_device_name(site.device)}; "
+            f"no micro-batch of part {', '.join(sorted(missing))} fits into the memory of {device_name(site.device)}; "
             "lower --longest"
         )
     return measured
@@ -161,7 +161,8 @@ def _settings(config: JobConfig, site: Site) -> dict[str, str]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What the machine calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

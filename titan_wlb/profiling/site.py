@@ -13,6 +13,7 @@ from torchtitan.tools.utils import device_type
 
 from titan_wlb.context_parallel.kernels import pick_backend
 from titan_wlb.job_config import JobConfig
+from titan_wlb.planning.sharding.latency import LatencyModel
 
 __all__ = ["Site", "open_site"]
 
@@ -26,6 +27,7 @@ class Site:
         dtype: of parameters and activations.
         backend: the attention kernel.
         tp_mesh, cp_mesh: one-dimensional; None for one rank.
+        latency: of attention, for a sharding that asks for it.
     """
 
     device: torch.device
@@ -33,6 +35,7 @@ class Site:
     backend: str
     tp_mesh: DeviceMesh | None = None
     cp_mesh: DeviceMesh | None = None
+    latency: LatencyModel | None = None
 
     @property
     def tp(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from titan_wlb.build import model_shape, planner_config
 from titan_wlb.job_config import JobConfig
 from titan_wlb.models.llama3_wlb.flavors import FLAVORS
+from titan_wlb.planning.kernel_file import read_kernel_profile
 from titan_wlb.planning.packing import build_packer
 from titan_wlb.planning.profile_file import read_profile
 from titan_wlb.planning.workload import Workload
@@ -24,6 +25,7 @@ def packing_problems(config: JobConfig) -> Iterator[str]:
         build_packer(planner_config(config, Workload(0, 1, 1)))
         if config.wlb.profile:
             read_profile(config.wlb.profile).workload(model_shape(FLAVORS[config.model.flavor]))
+            read_kernel_profile(config.wlb.profile)
     except ValueError as error:
         yield str(error)
 

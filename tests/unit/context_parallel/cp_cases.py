@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from titan_wlb.context_parallel.kernels.check import dense_attention
 from titan_wlb.context_parallel.metadata import AttentionMetadata, build_metadata
 from titan_wlb.context_parallel.op import attention
-from titan_wlb.planning.plan import ShardPlan
+from titan_wlb.planning.plan import Chunk, ShardPlan
+from titan_wlb.planning.sharding import shard
+from titan_wlb.planning.sharding.needed import local_first
 
 SCALE = 0.3
 HEAD_DIM = 8
@@ -53,18 +56,67 @@ def random_case(tokens: int, heads: tuple[int, int], dtype: torch.dtype = torch.
     )
 
 
-def rows_of(shard: ShardPlan, cp_rank: int) -> torch.Tensor:
+def hybrid_like(lengths: tuple[int, ...], cp: int, seed: int = 0) -> ShardPlan:
+    """A plan of ``hybrid``'s kind, in no way balanced: whole segments, and two-ended cuts of some over some ranks.
+
+    Local chunks come first on most ranks; the last rank, from two on, holds its chunks in any order.
+    """
+    random = Random(f"{lengths} {cp} {seed}")
+    ranks: list[list[Chunk]] = [[] for _ in range(cp)]
+    for segment, length in enumerate(lengths):
+        owners = random.sample(range(cp), random.choice((1, random.randint(1, cp))))
+        start, stop = 0, length
+        for owner in owners[:-1]:
+            front, back = random.randint(0, stop - start), 0
+            back = random.randint(0, stop - start - front)
+            ranks[owner] += [Chunk(segment, start, start + front), Chunk(segment, stop - back, stop)]
+            start, stop = start + front, stop - back
+        ranks[owners[-1]].append(Chunk(segment, start, stop))
+    held = [[chunk for chunk in rank if chunk.length] for rank in ranks]
+    if cp > 1:
+        random.shuffle(held[-1])
+    return ShardPlan(
+        "hybrid",
+        lengths,
+        tuple(local_first(rank) for rank in held[: max(cp - 1, 1)]) + tuple(map(tuple, held[max(cp - 1, 1) :])),
+    )
+
+
+def half_cut(lengths: tuple[int, ...]) -> ShardPlan:
+    """Two ranks: the first segment cut in three, its ends on rank 1; the others whole, in turn."""
+    cut, *whole = lengths
+    ranks: list[list[Chunk]] = [[], []]
+    for segment, length in enumerate(whole, start=1):
+        ranks[segment % 2].append(Chunk(segment, 0, length))
+    ranks[0].append(Chunk(0, cut // 4, cut - cut // 3))
+    ranks[1] += [Chunk(0, 0, cut // 4), Chunk(0, cut - cut // 3, cut)]
+    return ShardPlan("hybrid", lengths, tuple(map(tuple, ranks)))
+
+
+def plan_of(strategy: str, lengths: tuple[int, ...], cp: int) -> ShardPlan:
+    """The product's plan, or one of the hand-made kind for "hybrid"."""
+    return hybrid_like(lengths, cp) if strategy == "hybrid" else shard(strategy, lengths, cp)
+
+
+def rows_of(plan: ShardPlan, cp_rank: int) -> torch.Tensor:
     """Rows of the packed micro-batch that a rank holds, in the order in which it holds them."""
-    offsets = shard.segment_offsets
-    rows = [offsets[c.segment] + row for c in shard.ranks[cp_rank] for row in range(c.start, c.stop)]
+    offsets = plan.segment_offsets
+    rows = [offsets[c.segment] + row for c in plan.ranks[cp_rank] for row in range(c.start, c.stop)]
     return torch.tensor(rows, dtype=torch.int64)
 
 
 def run_rank(
-    case: Case, shard: ShardPlan, metadata: AttentionMetadata, cp_rank: int, attend: Callable = attention
+    case: Case, plan: ShardPlan, metadata: AttentionMetadata, cp_rank: int, attend: Callable = attention
 ) -> list[torch.Tensor]:
     """[out, dq, dk, dv] of one rank, padding included; what it is given as padding is NaN."""
-    rows = rows_of(shard, cp_rank)
+    return begin_rank(case, plan, metadata, cp_rank, attend)()
+
+
+def begin_rank(
+    case: Case, plan: ShardPlan, metadata: AttentionMetadata, cp_rank: int, attend: Callable = attention
+) -> Callable[[], list[torch.Tensor]]:
+    """The forward of one rank; what it returns runs the backward, with the results of ``run_rank``."""
+    rows = rows_of(plan, cp_rank)
 
     def local(x: torch.Tensor) -> torch.Tensor:
         padded = x.new_full((1, metadata.padded_tokens, *x.shape[1:]), float("nan"))
@@ -73,30 +125,34 @@ def run_rank(
 
     q, k, v = (local(x).requires_grad_() for x in (case.q, case.k, case.v))
     out = attend(q, k, v, metadata.argument, SCALE)
-    out.backward(local(case.dout))
-    return [x.detach()[0] for x in (out, q.grad, k.grad, v.grad)]
+
+    def finish() -> list[torch.Tensor]:
+        out.backward(local(case.dout))
+        return [x.detach()[0] for x in (out, q.grad, k.grad, v.grad)]
+
+    return finish
 
 
-def emulate(case: Case, shard: ShardPlan, padded_tokens: int) -> list[torch.Tensor]:
+def emulate(case: Case, plan: ShardPlan, padded_tokens: int) -> list[torch.Tensor]:
     """[out, dq, dk, dv] of the whole micro-batch, from one thread per CP rank. Padding must come out as zero."""
-    cp = len(shard.ranks)
+    cp = len(plan.ranks)
     meeting = Meeting(cp)
 
     def rank(cp_rank: int) -> list[torch.Tensor]:
-        metadata = build_metadata(shard, cp_rank, padded_tokens).bind(None, "cpu") if cp == 1 else None
+        metadata = build_metadata(plan, cp_rank, padded_tokens).bind(None, "cpu") if cp == 1 else None
         if metadata is None:
-            metadata = build_metadata(shard, cp_rank, padded_tokens)
+            metadata = build_metadata(plan, cp_rank, padded_tokens)
             metadata.exchange = ThreadExchange(meeting, cp_rank)
-        return run_rank(case, shard, metadata, cp_rank)
+        return run_rank(case, plan, metadata, cp_rank)
 
-    return assemble(case, shard, run_threads(rank, cp, meeting))
+    return assemble(case, plan, run_threads(rank, cp, meeting))
 
 
-def assemble(case: Case, shard: ShardPlan, locals_: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+def assemble(case: Case, plan: ShardPlan, locals_: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     """Ranks' padded results -> rows of the packed micro-batch."""
     whole = [torch.full_like(x, float("nan")) for x in (case.q, case.q, case.k, case.v)]
     for cp_rank, results in enumerate(locals_):
-        rows = rows_of(shard, cp_rank)
+        rows = rows_of(plan, cp_rank)
         for target, local in zip(whole, results, strict=True):
             target[rows] = local[: len(rows)]
             assert not local[len(rows) :].any(), "padding must be zero"
@@ -110,12 +166,22 @@ class Meeting:
         self.barrier = threading.Barrier(size)
         self.slots: list[Any] = [None] * size
 
-    def swap(self, cp_rank: int, value: torch.Tensor) -> list[torch.Tensor]:
+    def swap(self, cp_rank: int, value: Any) -> list[Any]:
         self.slots[cp_rank] = value
         self.barrier.wait(timeout=60)
         values = list(self.slots)
         self.barrier.wait(timeout=60)
         return values
+
+
+class Arrived:
+    """Rows that are there at once."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def wait(self) -> torch.Tensor:
+        return self.rows
 
 
 class ThreadExchange:
@@ -130,12 +196,18 @@ class ThreadExchange:
     def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
         return sum(x.chunk(len(self.meeting.slots))[self.cp_rank] for x in self.meeting.swap(self.cp_rank, rows))
 
+    def all_to_all(self, rows, counts, arriving, arriving_counts) -> Arrived:
+        sent = [parts[self.cp_rank] for parts in self.meeting.swap(self.cp_rank, rows.split(counts))]
+        assert tuple(len(part) for part in sent) == tuple(arriving_counts)
+        return Arrived(arriving.copy_(torch.cat(sent)))
+
 
 class LoopbackExchange:
     """The exchange of one of two ranks whose peer holds the same rows; counts what passes."""
 
     def __init__(self) -> None:
         self.gathers = self.scatters = 0
+        self.sent: list[tuple[int, ...]] = []
 
     def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
         self.gathers += 1
@@ -145,6 +217,12 @@ class LoopbackExchange:
         self.scatters += 1
         first, second = rows.chunk(2)
         return first + second
+
+    def all_to_all(self, rows, counts, arriving, arriving_counts) -> Arrived:
+        self.sent.append(tuple(counts))
+        assert rows.is_contiguous() and arriving.is_contiguous()
+        some = rows if len(rows) else rows.new_ones(1, *rows.shape[1:])
+        return Arrived(arriving.copy_(some[torch.arange(len(arriving)) % len(some)]))
 
 
 def run_threads(rank: Callable[[int], Any], size: int, meeting: Meeting) -> list[Any]:

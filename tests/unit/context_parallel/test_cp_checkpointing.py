@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from cp_cases import SCALE, LoopbackExchange
+from cp_cases import SCALE, LoopbackExchange, half_cut
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -43,8 +43,8 @@ MODES = {
 }
 
 
-def gradients(mode, compiled=False):
-    """Gradients of two interleaved micro-batches, and the gathers of each."""
+def gradients(mode, compiled=False, strategy="per_document"):
+    """Gradients of two interleaved micro-batches, and how often keys and values came for each."""
     block = Block()
     options, _ = MODES[mode]
     metadatas, outs, xs = [], [], []
@@ -56,7 +56,7 @@ def gradients(mode, compiled=False):
         torch._dynamo.reset()
         run = torch.compile(run, backend="aot_eager", fullgraph=True)
     for lengths in MICRO_BATCHES:
-        plan = shard("per_document", lengths, 2)
+        plan = half_cut(lengths) if strategy == "hybrid" else shard(strategy, lengths, 2)
         metadata = build_metadata(plan, 1, plan.padded_tokens(4))
         metadata.exchange = LoopbackExchange()
         xs.append(torch.randn(1, metadata.padded_tokens, 16, generator=torch.Generator().manual_seed(len(xs))))
@@ -64,13 +64,18 @@ def gradients(mode, compiled=False):
         metadatas.append(metadata)
     for out in outs:
         out.square().sum().backward()
-    return [block.qkv.weight.grad, *(x.grad for x in xs)], [m.exchange.gathers for m in metadatas]
+    return [block.qkv.weight.grad, *(x.grad for x in xs)], [fetches(m.exchange) for m in metadatas]
 
 
+def fetches(exchange):
+    return exchange.gathers if exchange.gathers else len(exchange.sent) - 1  # the last one returned gradients
+
+
+@pytest.mark.parametrize("strategy", ["per_document", "hybrid"])
 @pytest.mark.parametrize("mode", MODES)
-def test_gives_the_gradients_of_no_checkpointing(mode):
-    found, gathers = gradients(mode)
-    for x, y in zip(found, gradients("none")[0], strict=True):
+def test_gives_the_gradients_of_no_checkpointing(mode, strategy):
+    found, gathers = gradients(mode, strategy=strategy)
+    for x, y in zip(found, gradients("none", strategy=strategy)[0], strict=True):
         assert torch.equal(x, y)
     assert gathers == [MODES[mode][1]] * 2
 

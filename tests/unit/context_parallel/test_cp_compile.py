@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cp_cases import SCALE, LoopbackExchange
+from cp_cases import SCALE, LoopbackExchange, plan_of
 from torch import nn
 
 from titan_wlb.context_parallel.dynamic import mark_dynamic_hook
@@ -44,9 +44,9 @@ class Backend:
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
 
-def step(block, lengths, cp):
+def step(block, lengths, cp, strategy="per_document"):
     """[output, input gradient, weight gradients] of one micro-batch."""
-    plan = shard("per_document", lengths, cp)
+    plan = plan_of(strategy, lengths, cp)
     metadata = build_metadata(plan, 0, plan.padded_tokens(2))
     if cp > 1:
         metadata.exchange = LoopbackExchange()
@@ -76,6 +76,19 @@ def test_no_graph_is_compiled_after_the_second_micro_batch(cp, marked, expected)
         for x, y in zip(results, step(Block(), lengths, cp), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
     assert graphs == expected
+
+
+def test_strategies_change_from_micro_batch_to_micro_batch_in_one_graph():
+    torch._dynamo.reset()
+    backend = Backend()
+    block = torch.compile(Block(), backend=backend, fullgraph=True)
+    mark_dynamic_hook(block)
+    for strategy in ("per_document", "hybrid", "per_sequence", "hybrid"):
+        for lengths in MICRO_BATCHES:
+            found, expected = step(block, lengths, 2, strategy), step(Block(), lengths, 2, strategy)
+            for x, y in zip(found, expected, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    assert backend.graphs == 1
 
 
 def test_one_local_token_costs_one_more_graph():

@@ -1,5 +1,6 @@
 """Memory grows with the tokens, not with their square."""
 
+import pytest
 import torch
 from cp_cases import LoopbackExchange, random_case, run_rank
 from torch.profiler import ProfilerActivity, profile
@@ -8,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from titan_wlb.context_parallel.kernels import document_attention, document_attention_backward
 from titan_wlb.context_parallel.metadata import build_metadata
+from titan_wlb.planning.plan import ShardPlan
 from titan_wlb.planning.sharding import shard
 
 
@@ -35,11 +37,13 @@ def test_the_cpu_kernel_makes_no_tensor_larger_than_its_keys():
     assert largest.elements == k.numel()
 
 
-def test_nothing_that_the_op_allocates_grows_with_the_square():
+@pytest.mark.parametrize("strategy", ["per_document", "hybrid"])
+def test_nothing_that_the_op_allocates_grows_with_the_square(strategy):
     heads, head_dim = 2, 8
 
     def largest_allocation(tokens: int) -> int:
         plan = shard("per_document", (tokens,), 2)
+        plan = ShardPlan(strategy, plan.lengths, plan.ranks)
         metadata = build_metadata(plan, 1, plan.padded_tokens(1))
         metadata.exchange = LoopbackExchange()
         case = random_case(tokens, (heads, heads), torch.float32)

@@ -42,10 +42,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from titan_wlb.planning.packing.lookahead_fill import Filled, fill
-from titan_wlb.planning.packing.lookahead_group import Group, Item, Limits, forced, leaders
+from titan_wlb.planning.packing.lookahead_group import Fluid, Group, Item, Limits, forced, lead, leaders
 from titan_wlb.planning.packing.lookahead_pool import Pool, newest_left_out
 from titan_wlb.planning.packing.lookahead_rollout import Forecast, Rollout
+from titan_wlb.planning.packing.lookahead_steady import SteadySearch
 from titan_wlb.planning.packing.packer import Stream, Waiting
 from titan_wlb.planning.plan import Segment
 from titan_wlb.planning.workload import Workload
@@ -55,12 +58,15 @@ _NUM_LEADERS = 8  # candidates
 _NUM_PLACED = 4096  # long documents placed for the candidates: there are fewer of these where very many wait
 _NUM_FILLED = 4  # candidates filled with real documents
 _NUM_EXTRA = 2  # global batches that a step may draw beside its own to balance what is due
-_NUM_DRAWS = 4  # in which a steady step gets its short documents
 _MOST_WAITING = 4  # global batches at hand with which a steady step draws no more
 _PRICE = 0.05  # of a global batch that waits a step longer is as bad as an excess of one tolerance
 _WIDEST = 40  # tolerances: no step exceeds the mean by more, unless it is forced to
 _LEAST_TOLERANCE = 1e-4  # to which real documents balance a step
-_STEADY_PRICE, _STEADY_WIDEST = 0.02, 29  # likewise where steps are steady; x bits of N
+_NEARLY = 2  # tolerances by which real documents may miss what is expected of a group
+# Likewise where steps are steady. What another group would draw waits, which is worse than a group not quite as even.
+# The more micro-batches, the fewer steps are even: with N's bits the price falls and the widest tolerance grows.
+_STEADY_PRICE, _STEADY_WIDEST, _STEADY_NEARLY = 0.05, 50, 30
+_USUAL_SHORTS = 0.7  # of a steady step's tokens are short documents
 
 
 class Lookahead:
@@ -102,12 +108,13 @@ class Lookahead:
         steady = self._step_tokens if steady_tokens else 0
         targets = targets or (1.0,) * num_micro_batches
         self._limits = Limits(num_micro_batches, max_tokens, self.balance_tolerance, targets, steady)
-        price = _STEADY_PRICE if steady_tokens else _PRICE
+        price, widest, self._nearly = _PRICE, _WIDEST, _NEARLY
+        if steady_tokens:
+            bits = min(num_micro_batches.bit_length(), 5)
+            price, self._nearly = _STEADY_PRICE / (2 * bits - 1), _STEADY_NEARLY
+            widest = _STEADY_WIDEST * bits
         self._price = price * self._step_tokens / self.balance_tolerance
-        widest = self.balance_tolerance * (
-            _STEADY_WIDEST * min(num_micro_batches.bit_length(), 5) if steady else _WIDEST
-        )
-        self._widest = replace(self._limits, tolerance=widest)
+        self._widest = replace(self._limits, tolerance=self.balance_tolerance * widest)
 
     def empty(self) -> Waiting:
         """What waits before the first step: nothing."""
@@ -148,23 +155,52 @@ class Lookahead:
         return groups
 
     def _steady_groups(self, pool: Pool, stream: Stream) -> list[Group]:
-        """Groups that can be trained, best first; the best has its short documents at hand."""
-        groups = self._ranked(pool, stream)
-        for _ in range(_NUM_DRAWS):
-            if not groups or not self._draw_short(groups[0].shorts.tokens, pool, stream):
-                break
-            groups = self._ranked(pool, stream)
-        return groups
+        """Groups that can be trained, best first, after what has to be drawn before it is known which are possible."""
+        pool.make_long(self._due(stream))
+        forecast, search = self._search(pool, stream)
+        choices = search.ranked(pool.outliers, self._shorts_of_step(pool, forecast), self._due(stream))
+        drawn = choices[0].drawn if choices else 0
+        if drawn:
+            pool.add(stream.draw_more(drawn))
+            pool.make_long(self._due(stream))
+        places = [choice.leader for choice in choices if choice.drawn == drawn and choice.leader <= len(pool.outliers)]
+        shorts = self._shorts_of_step(pool, forecast)
+        groups = [lead(pool.outliers, place, shorts, self._widest, self._due(stream)) for place in places]
+        return [group for group in groups if group is not None]
+
+    def _search(self, pool: Pool, stream: Stream) -> tuple[Forecast, SteadySearch]:
+        """Less thorough, the more long documents there are: the more alike are the steps, too."""
+        number = max(len(pool.outliers), 1)
+        num_steps = 2 if number > _NUM_PLACED // 4 else 3
+        width = max(1, min(4, 128 // number))
+        count = max(3, min(12, self.num_micro_batches + 2, _NUM_PLACED // number))
+        tokens = (num_steps + 1) * self._step_tokens
+        forecast = Forecast(stream.peek(tokens), tokens, pool.shortest, self.workload)
+        age = self.max_age_iterations
+        search = SteadySearch(forecast, self._widest, self._price, stream.step, age, num_steps, width, count)
+        return forecast, search
+
+    def _shorts_of_step(self, pool: Pool, forecast: Forecast) -> Fluid:
+        """Those at hand; as dense as they are with those to come that a step usually needs."""
+        tokens, density = pool.shorts
+        lacking = max(_USUAL_SHORTS * self._step_tokens - tokens, 0.0) if forecast.shorts.tokens else 0.0
+        if lacking:
+            density = (pool.shorts.work + lacking * forecast.shorts.density) / (tokens + lacking)
+        return Fluid(tokens, density)
 
     def _draw_short(self, tokens: float, pool: Pool, stream: Stream) -> bool:
-        """Whether documents were drawn, since there are fewer than ``tokens`` of short ones: as many as are lacking.
+        """Whether documents were drawn, since there are fewer than ``tokens`` of short ones: until there are as many.
 
         Where hardly any document is short, a step has fewer tokens rather than let ever more long ones wait.
         """
         lacking = int(tokens - pool.shorts.tokens)
-        if lacking <= 0 or stream.exhausted or pool.num_tokens > _MOST_WAITING * self._step_tokens:
+        most = _MOST_WAITING * self._step_tokens - pool.num_tokens
+        if lacking <= 0 or stream.exhausted or most <= 0:
             return False
-        pool.add(stream.draw_more(lacking))
+        lengths = stream.peek(min(2 * lacking, most))
+        short = np.cumsum(np.where(lengths < pool.shortest, lengths, 0))
+        count = int(np.searchsorted(short, lacking)) + 1
+        pool.add(stream.draw_more(int(lengths[:count].sum())))
         return True
 
     def _ranked(self, pool: Pool, stream: Stream) -> list[Group]:
@@ -194,7 +230,7 @@ class Lookahead:
         tried: list[Filled] = []
         for group in groups[:_NUM_FILLED]:
             tried.append(self._fill(group, pool, stream))
-            if tried[-1].excess <= group.excess + 2 * self.balance_tolerance:
+            if tried[-1].excess <= group.excess + self._nearly * self.balance_tolerance:
                 return tried[-1].micro_batches
         groups = forced(pool.outliers, pool.shorts, self._widest, _NUM_LEADERS, self._due(stream))
         for group in sorted(groups, key=lambda group: group.excess)[:_NUM_FILLED]:

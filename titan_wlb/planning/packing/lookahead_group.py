@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappush, heapreplace
 from math import fsum
-from operator import itemgetter, truediv
+from operator import itemgetter, le, truediv
 from typing import NamedTuple
 
-_LENGTH = itemgetter(0)
+_LENGTH, _WORK = itemgetter(0), itemgetter(1)
 _SKIP = 0.985  # where a document cannot lead, those of nearly its work are not tried, and ever more the more cannot
 
 
@@ -125,8 +125,8 @@ def lead(outliers: Sequence[Item], leader: int, shorts: Fluid, limits: Limits, d
             filling = Fluid(max(steady - sum(sums), 0), density)
         mean = (sum(works) + filling.work) / num
         cap = limits.max_tokens
-        fullest = [(w + (cap - t) * density) / g for w, t, g in zip(works, sums, targets, strict=True)]
-        reached = min(mean, min(fullest))
+        fullest = min([(w + (cap - t) * density) / g for w, t, g in zip(works, sums, targets, strict=True)])
+        reached = min(mean, fullest)
         largest = max(map(truediv, works, targets))
         if reached > 0 and largest <= reached * (1 + limits.tolerance):
             break
@@ -139,12 +139,15 @@ def lead(outliers: Sequence[Item], leader: int, shorts: Fluid, limits: Limits, d
     if not steady and filling.work:
         lacking = [max(reached * target - work, 0.0) for work, target in zip(works, targets, strict=True)]
         share = min(1.0, fsum(lacking) / filling.work)
-    trained = [item for item, place in zip(group, places, strict=True) if place >= 0]
-    waiting = [item for item, place in zip(group, places, strict=True) if place < 0]
+    trained, waiting = list(group), list[Item]()
+    if -1 in places:
+        trained = [item for item, place in zip(group, places, strict=True) if place >= 0]
+        waiting = [item for item, place in zip(group, places, strict=True) if place < 0]
+        places = [place for place in places if place >= 0]
     before = [item for item in outliers[:leader] if item.arrival > due]
     return Group(
         trained,
-        [place for place in places if place >= 0],
+        places,
         before + waiting if not late else sorted(before + waiting, key=_LENGTH, reverse=True),
         Fluid(filling.tokens * share, density),
         reached,
@@ -163,16 +166,7 @@ def leaders(
     Args:
         held: documents of this many tokens or more lead only if the longest of all does; 0: none is held.
     """
-    possible: Iterable[int] = _possible(outliers, shorts, limits)
-    if due >= 0:
-        first = next((place for place, item in enumerate(outliers) if item.arrival <= due), len(outliers))
-        possible = [leader for leader in possible if leader <= first] or [first]
-    if held:
-        possible = (p for p in possible if p == len(outliers) or not held <= outliers[p].length < outliers[0].length)
-    if count > 1:
-        possible = list(possible)
-        if len(possible) > count:
-            possible = [possible[place * (len(possible) - 1) // (count - 1)] for place in range(count)]
+    possible: Iterable[int] = candidates(outliers, shorts, limits, count, due, held)
     found: list[Group] = []
     failed, skip = float("inf"), _SKIP
     for leader in possible:
@@ -187,6 +181,23 @@ def leaders(
         if len(found) == count:
             break
     return found
+
+
+def candidates(
+    outliers: Sequence[Item], shorts: Fluid, limits: Limits, count: int, due: int = -1, held: int = 0
+) -> Iterable[int]:
+    """Leaders to try for ``leaders``; with ``count`` 1 from the longest on."""
+    possible: Iterable[int] = _possible(outliers, shorts, limits)
+    if due >= 0:
+        first = next((place for place, item in enumerate(outliers) if item.arrival <= due), len(outliers))
+        possible = [leader for leader in possible if leader <= first] or [first]
+    if held:
+        possible = (p for p in possible if p == len(outliers) or not held <= outliers[p].length < outliers[0].length)
+    if count > 1:
+        possible = list(possible)
+        if len(possible) > count:
+            possible = [possible[place * (len(possible) - 1) // (count - 1)] for place in range(count)]
+    return possible
 
 
 def forced(outliers: Sequence[Item], shorts: Fluid, limits: Limits, count: int, due: int = -1) -> list[Group]:
@@ -219,8 +230,11 @@ def _place(
     balance_counts = limits.tolerance < float("inf")
     num, cap, targets = limits.num_micro_batches, limits.max_tokens, limits.targets
     budget = limits.step_tokens or num * cap
-    below = all(item.work <= level * target for item, target in zip(group, targets, strict=False))
-    if len(group) <= num and below and sum([item.length for item in group]) <= budget:
+    if (
+        len(group) <= num
+        and all(map(le, map(_WORK, group), [level * target for target in targets]))
+        and sum([item.length for item in group]) <= budget
+    ):
         spare = [0] * (num - len(group))  # each has a micro-batch of its own
         works, tokens = [item.work for item in group] + spare, [item.length for item in group] + spare
         return list(range(len(group))), works, tokens
@@ -228,27 +242,28 @@ def _place(
     places = []
     by_work = [(0.0, place) for place in range(num)]  # a heap of (work / target, place)
     for number, item in enumerate(group):
+        length, work, _, _ = item
         place = by_work[0][1]
-        fits = tokens[place] + item.length <= cap
+        fits = tokens[place] + length <= cap
         if number < num_late and not fits:
             place = tokens.index(min(tokens))
-            if tokens[place] + item.length <= cap:
+            if tokens[place] + length <= cap:
                 by_work.remove((works[place] / targets[place], place))
                 heapify(by_work)
-                heappush(by_work, ((works[place] + item.work) / targets[place], place))
+                heappush(by_work, ((works[place] + work) / targets[place], place))
             else:
                 place = -1
         elif fits and (
             number < num_late
             or not (tokens[place] or balance_counts)
-            or (works[place] + item.work <= level * targets[place] and item.length <= budget)
+            or (works[place] + work <= level * targets[place] and length <= budget)
         ):
-            heapreplace(by_work, ((works[place] + item.work) / targets[place], place))
+            heapreplace(by_work, ((works[place] + work) / targets[place], place))
         else:
             place = -1
         places.append(place)
         if place >= 0:
-            works[place] += item.work
-            tokens[place] += item.length
-            budget -= item.length
+            works[place] += work
+            tokens[place] += length
+            budget -= length
     return places, works, tokens

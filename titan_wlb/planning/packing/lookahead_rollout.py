@@ -47,6 +47,10 @@ class Forecast:
         self.offsets: list[int] = (ends[places] - long).tolist()  # tokens before each
         self.items = [(length, workload.cost(length)) for length in long.tolist()]
         self.num_tokens = int(ends[-1]) if len(ends) else 0
+        shorts = lengths[lengths < shortest]
+        tokens, squares = int(shorts.sum()), int((shorts * shorts).sum())
+        self.shorts = Fluid(tokens, _work(workload, len(shorts), tokens, squares) / max(tokens, 1))
+        self._long_work = sum([work for _, work in self.items])
         self.ends = self.num_tokens < asked
 
     def arrivals(self, start: tuple[int, int], tokens: int, step: int) -> tuple[list[Item], tuple[int, int]]:
@@ -56,6 +60,15 @@ class Forecast:
         items = [Item(length, work, -1, step) for length, work in self.items[first:stop]]
         return items, (position + tokens, stop)
 
+    def is_over(self, place: tuple[int, int]) -> bool:
+        """Whether the data ends before this place."""
+        return self.ends and place[0] >= self.num_tokens
+
+    @property
+    def density(self) -> float:
+        """Work of a token to come."""
+        return max(self._long_work + self.shorts.work, 1.0) / max(self.num_tokens, 1)
+
     def tokens_with_shorts(self, start: tuple[int, int], tokens: float) -> int:
         """How many tokens of the stream it takes to have ``tokens`` of short documents."""
         position, place = start
@@ -64,6 +77,14 @@ class Forecast:
             end += self.items[place][0]
             place += 1
         return end - position
+
+
+def _work(workload: Workload, documents: int, tokens: int, squares: int) -> int:
+    """Of documents with these sums of lengths and of their squares."""
+    return (
+        workload.constant * documents
+        + (workload.linear * tokens + workload.quadratic * squares) // workload.denominator
+    )
 
 
 @dataclass(frozen=True, slots=True)

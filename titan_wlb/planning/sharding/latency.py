@@ -1,0 +1,207 @@
+"""How long attention of a sharded micro-batch takes: per CP rank, forward and backward, exchange of K/V included.
+
+    per_sequence, per_document: every rank needs every row
+
+        forward    all-gather ------> pack -> kernel, all chunks
+        backward   all-gather ------> pack -> kernel, all chunks -> add back -> reduce-scatter
+
+    hybrid: a chunk at its document's beginning is *local*, it needs no other rank's rows
+
+        forward    exchange -----------+-> pack -> kernel, other chunks
+                   kernel, local chunks
+        backward   exchange -----------+-> pack -> kernel, other chunks -> add back -> exchange of the gradients
+                   half of the local                                                   the other half of the local
+
+Ranks meet at every layer's exchange, forward as well as backward, so a layer takes the slowest rank of each direction:
+latency = largest forward + largest backward. A launch of the kernel takes the sum of its chunks on a busy device, but
+no less than its deepest tile alone (planning/kernel_profile.py). That large exchanges travel in two slices of heads,
+which hides more of them, is left out.
+
+    two ranks, a kernel that takes 1 ns a cell forward and 2 backward, an exchange that is free; one document of 4 rows
+
+    [0, 2) | [2, 4)             3 and 7 cells: forward 3 and 7, backward 6 and 14, latency 7 + 14 = 21 ns
+    [0, 1) [3, 4) | [1, 3)      5 and 5 cells: latency 5 + 10 = 15 ns
+
+Source: paper, section 5 (adaptive selection predicts attention latency); exchange, overlap and floor are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from titan_wlb.planning.kernel_profile import KernelProfile, time_of_bytes
+from titan_wlb.planning.plan import ShardPlan
+from titan_wlb.planning.sharding.needed import chunk_array, rows_sent
+
+__all__ = ["LatencyModel", "PlanLatency"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLatency:
+    """Predicted attention latency of one layer, ns per CP rank.
+
+    Args:
+        forward, backward: kernel, copies and what of the exchange is not hidden behind the kernel.
+        exposed: the last of these alone, both directions.
+    """
+
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+    exposed: tuple[int, ...]
+
+    @property
+    def nanoseconds(self) -> int:
+        """Of the layer: the slowest rank of each direction."""
+        return max(self.forward, default=0) + max(self.backward, default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyModel:
+    """Predicts a sharding's attention latency for a model on a device.
+
+    Args:
+        profile: of the device's kernel.
+        heads, kv_heads: of one TP rank.
+        head_dim: of a head.
+        element_bytes: of an element of K and V as exchanged.
+    """
+
+    profile: KernelProfile
+    heads: int
+    kv_heads: int
+    head_dim: int
+    element_bytes: int = 2
+
+    @classmethod
+    def of_model(
+        cls,
+        profile: KernelProfile,
+        *,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        tp: int = 1,
+        element_bytes: int = 2,
+    ) -> LatencyModel:
+        """The model's heads over ``tp`` ranks; with fewer K/V heads than ranks each rank has one."""
+        return cls(
+            profile=profile,
+            heads=max(n_heads // tp, 1),
+            kv_heads=max(n_kv_heads // tp, 1),
+            head_dim=head_dim,
+            element_bytes=element_bytes,
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of K and V together."""
+        return 2 * self.kv_heads * self.head_dim * self.element_bytes
+
+    def latency(self, plan: ShardPlan) -> int:
+        """Of a layer, ns: what ``adaptive`` compares."""
+        return self.of(plan).nanoseconds
+
+    def of(self, plan: ShardPlan) -> PlanLatency:
+        """Rank by rank."""
+        held = _Held(plan)
+        if plan.strategy == "hybrid":
+            return self._needed_only(plan, held)
+        return self._gathered(plan, held)
+
+    def kernel_ns(self, direction: str, start: Integers, stop: Integers) -> Integers:
+        """Of chunks [start, stop) on a busy device, int64 [chunks]."""
+        return self.profile.kernel_ns(direction, start, stop, heads=self.heads, head_dim=self.head_dim)
+
+    def gathering_ns(self, tokens: int, cp: int) -> int:
+        """What per_sequence and per_document of ``tokens`` wait for: K and V twice, their gradients once."""
+        received = np.array([0 if cp == 1 else (cp - 1) * -(-tokens // cp)])
+        gather, scatter = self._collective("all_gather", received), self._collective("reduce_scatter", received)
+        return int(2 * gather[0] + scatter[0])
+
+    def _gathered(self, plan: ShardPlan, held: _Held) -> PlanLatency:
+        cp = len(plan.ranks)
+        every = np.ones(len(held.start), bool)
+        whole = cp == 1 and not held.start.any()  # the keys lie where the queries do: nothing to move
+        packed = 0 * held.packed(every) if whole else held.packed(every)
+        received = np.full(cp, 0 if cp == 1 else (cp - 1) * plan.padded_tokens(1), np.int64)
+        gather = self._collective("all_gather", received)
+        scatter = self._collective("reduce_scatter", received)
+        forward = gather + self._select(packed) + self._launch("forward", held, every)
+        backward = gather + self._select(packed) + self._launch("backward", held, every) + self._add(packed) + scatter
+        return _of_arrays(forward, backward, 2 * gather + scatter)
+
+    def _needed_only(self, plan: ShardPlan, held: _Held) -> PlanLatency:
+        local = held.local()
+        packed = held.packed(~local)
+        sent = rows_sent(plan)
+        there, back = self._exchange(sent), self._exchange(sent.T)
+        during = self._launch("forward", held, local)
+        cut = self._select(packed) + self._launch("forward", held, ~local)
+        forward, exposed = np.maximum(during, there) + cut, np.maximum(there - during, 0)
+        every = self._launch("backward", held, local)
+        after = every // 2 if sent.any() else 0 * every
+        during = every - after
+        cut = self._select(packed) + self._launch("backward", held, ~local) + self._add(packed)
+        backward = np.maximum(during, there) + cut + np.maximum(after, back)
+        return _of_arrays(forward, backward, exposed + np.maximum(there - during, 0) + np.maximum(back - after, 0))
+
+    def _launch(self, direction: str, held: _Held, chosen: npt.NDArray[np.bool_]) -> Integers:
+        """Per rank the kernel's call on its chosen chunks; nothing where it has none."""
+        start, stop, rank = held.start[chosen], held.stop[chosen], held.rank[chosen]
+        total = _sums(self.kernel_ns(direction, start, stop), rank, held.cp)
+        deepest = np.zeros(held.cp, np.int64)
+        np.maximum.at(deepest, rank, self.profile.deepest_tile_ns(direction, start, stop, head_dim=self.head_dim))
+        launch = self.profile.rates(direction).per_launch
+        return np.where(np.bincount(rank, minlength=held.cp) > 0, launch + np.maximum(total, deepest), 0)
+
+    def _collective(self, name: str, rows: Integers) -> Integers:
+        """Per rank; nothing where no rank moves a row: then the collective is not called."""
+        return self.profile.exchange[name].nanoseconds(rows * self.row_bytes) if rows.any() else 0 * rows
+
+    def _exchange(self, sent: Integers) -> Integers:
+        """Per rank an all-to-all of ``sent[i, j]`` rows from i to j: its own bytes, or those of the busiest sender
+        that it receives from, for a sender shares its link between all that it sends."""
+        outgoing = sent.sum(axis=1)
+        waited_for = np.where(sent > 0, outgoing[:, None], 0).max(axis=0, initial=0)
+        return self._collective("all_to_all", np.maximum(np.maximum(outgoing, sent.sum(axis=0)), waited_for))
+
+    def _select(self, rows: Integers) -> Integers:
+        return time_of_bytes(rows * self.row_bytes, self.profile.select_bytes)
+
+    def _add(self, rows: Integers) -> Integers:
+        return time_of_bytes(rows * self.row_bytes, self.profile.add_bytes)
+
+
+class _Held:
+    """The chunks of all ranks as int64 arrays [chunks], rank by rank."""
+
+    def __init__(self, plan: ShardPlan) -> None:
+        self.cp = len(plan.ranks)
+        numbers = [len(rank) for rank in plan.ranks]
+        _, self.start, self.stop = chunk_array(list(chain.from_iterable(plan.ranks))).T
+        self.rank = np.repeat(np.arange(self.cp), numbers)
+
+    def local(self) -> npt.NDArray[np.bool_]:
+        """Chunks at their segment's beginning, the only ones whose rank owns all keys: neighbours are one chunk."""
+        local: npt.NDArray[np.bool_] = self.start == 0
+        return local
+
+    def packed(self, chosen: npt.NDArray[np.bool_]) -> Integers:
+        """Per rank the rows of the chosen chunks' packed key prefixes."""
+        return _sums(self.stop[chosen], self.rank[chosen], self.cp)
+
+
+def _sums(values: Integers, rank: Integers, cp: int) -> Integers:
+    sums = np.zeros(cp, np.int64)
+    np.add.at(sums, rank, values)
+    return sums
+
+
+def _of_arrays(forward: Integers, backward: Integers, exposed: Integers) -> PlanLatency:
+    return PlanLatency(tuple(forward.tolist()), tuple(backward.tolist()), tuple(exposed.tolist()))
