@@ -113,7 +113,7 @@ def _torch() -> Iterator[str]:
     from titan_wlb.compat import load_balancers as torchs
 
     torch.set_num_threads(1)
-    columns = COLUMNS[:6] + COLUMNS[6:8]
+    columns = COLUMNS[:-1]
     yield from _head(f"CP (torch {torch.__version__})", "balancer", *(title for title, _, _ in columns), "flex blocks")
     documents = [
         row
@@ -156,14 +156,11 @@ def _planned(order: Callable[..., Any], lengths: Sequence[int], cp: int) -> Plan
 def _by_rank(order: Callable[..., Any]) -> Callable[..., Any]:
     """A document-major order, rank by rank: of each document the rank's part."""
 
-    def ordered(lengths: Sequence[int], cp: int) -> Any:
+    import torch
+
+    def ordered(lengths: Sequence[int], cp: int) -> torch.Tensor:
         parts = order(lengths, cp).split(list(lengths))
-        return np_to_torch(np.concatenate([part.numpy().reshape(cp, -1) for part in parts], axis=1).ravel())
-
-    def np_to_torch(rows: Any) -> Any:
-        import torch
-
-        return torch.from_numpy(rows)
+        return torch.cat([part.view(cp, -1) for part in parts], dim=1).flatten()
 
     return ordered
 

@@ -52,7 +52,7 @@ ASSUMED_GPUS = {
     "h100": Gpu("NVIDIA H100 SXM", 989 * 10**12, 3350 * 10**9, 450 * 10**9, 132),
     "h200": Gpu("NVIDIA H200 SXM", 989 * 10**12, 4800 * 10**9, 450 * 10**9, 132),
 }
-# gloo between processes of one machine: about what two ranks measured on the busy one of benchmarks/sharding_latency.md.
+# gloo between two processes of the machine of benchmarks/sharding_latency.md, measured while it was busy.
 CPU_EXCHANGE = {
     "all_gather": Link(latency=200_000, bytes_per_second=400_000_000),
     "reduce_scatter": Link(latency=400_000, bytes_per_second=200_000_000),

@@ -139,7 +139,7 @@ def _model(config: JobConfig, model_args: Any, site: Site, num_layers: int, *, a
 
 def _inputs(config: JobConfig, documents: Documents, site: Site) -> _Inputs:
     lengths = tuple(length for number, length in documents for _ in range(number))
-    plan = shard(config.wlb.sharding if site.cp > 1 else "per_document", lengths, site.cp, site.latency)
+    plan = shard(config.wlb.sharding, lengths, site.cp, site.latency)
     rows = plan.padded_tokens(site.tp)
     metadata = build_metadata(plan, site.cp_rank, rows).to(site.device).bind(site.cp_mesh, site.backend)
     return _Inputs(metadata, _positions(plan, site.cp_rank, rows).to(site.device), rows)

@@ -174,14 +174,14 @@ class Meeting:
         return values
 
 
-class Arrived:
-    """Rows that are there at once."""
+class Arriving:
+    """Rows that are NaN until they are waited for, as those of a slow link."""
 
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
+    def __init__(self, arriving: torch.Tensor, sent: list[torch.Tensor]) -> None:
+        self.arriving, self.sent = arriving.fill_(float("nan")), sent
 
     def wait(self) -> torch.Tensor:
-        return self.rows
+        return self.arriving.copy_(torch.cat(self.sent))
 
 
 class ThreadExchange:
@@ -196,10 +196,10 @@ class ThreadExchange:
     def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
         return sum(x.chunk(len(self.meeting.slots))[self.cp_rank] for x in self.meeting.swap(self.cp_rank, rows))
 
-    def all_to_all(self, rows, counts, arriving, arriving_counts) -> Arrived:
+    def all_to_all(self, rows, counts, arriving, arriving_counts) -> Arriving:
         sent = [parts[self.cp_rank] for parts in self.meeting.swap(self.cp_rank, rows.split(counts))]
         assert tuple(len(part) for part in sent) == tuple(arriving_counts)
-        return Arrived(arriving.copy_(torch.cat(sent)))
+        return Arriving(arriving, sent)
 
 
 class LoopbackExchange:
@@ -218,11 +218,11 @@ class LoopbackExchange:
         first, second = rows.chunk(2)
         return first + second
 
-    def all_to_all(self, rows, counts, arriving, arriving_counts) -> Arrived:
+    def all_to_all(self, rows, counts, arriving, arriving_counts) -> Arriving:
         self.sent.append(tuple(counts))
         assert rows.is_contiguous() and arriving.is_contiguous()
         some = rows if len(rows) else rows.new_ones(1, *rows.shape[1:])
-        return Arrived(arriving.copy_(some[torch.arange(len(arriving)) % len(some)]))
+        return Arriving(arriving, [some[torch.arange(len(arriving)) % len(some)]])
 
 
 def run_threads(rank: Callable[[int], Any], size: int, meeting: Meeting) -> list[Any]:

@@ -98,6 +98,11 @@ class Group:
     excess: float
     capped: bool
 
+    @property
+    def tokens(self) -> float:
+        """That are trained."""
+        return sum([item.length for item in self.trained]) + self.shorts.tokens
+
 
 def lead(outliers: Sequence[Item], leader: int, shorts: Fluid, limits: Limits, due: int = -1) -> Group | None:
     """The group that one of the long documents leads, or None where it cannot.
