@@ -89,7 +89,7 @@ def test_a_configuration_of_the_paper_has_its_model_window_and_degrees(load, nam
     assert (config.model.flavor, config.training.seq_len) == (flavor, window * 1024)
     assert config.training.global_batch_size == pp * dp
     assert parallelism.pipeline_parallel_schedule == "Interleaved1F1B"
-    assert (config.wlb.packing, config.wlb.sharding) == ("variable_length", "per_document")
+    assert (config.wlb.packing, config.wlb.sharding) == ("variable_length", "adaptive")
     assert config.wlb.outlier_thresholds == [window * 256, window * 512, window * 768]
 
 

@@ -1,6 +1,8 @@
 """The job that the planner's tests plan."""
 
+from titan_wlb.planning.kernel_file import default_kernel_profile
 from titan_wlb.planning.planner import PlannerConfig
+from titan_wlb.planning.sharding import LatencyModel
 from titan_wlb.planning.workload import Workload
 
 CONFIG = PlannerConfig(
@@ -12,3 +14,4 @@ CONFIG = PlannerConfig(
     workload=Workload(10, 64, 1, 64),
     seed=3,
 )
+LATENCY = LatencyModel.of_model(default_kernel_profile("cpu", 16), n_heads=4, n_kv_heads=2, head_dim=16)

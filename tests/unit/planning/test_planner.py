@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_cases import CONFIG
+from planner_cases import CONFIG, LATENCY
 
 from titan_wlb.planning.lengths import KnownLengths
 from titan_wlb.planning.packing import PACKERS
 from titan_wlb.planning.packing.dealing import in_order
 from titan_wlb.planning.planner import Pipeline, Planner, PlannerConfig
-from titan_wlb.planning.sharding import shard
+from titan_wlb.planning.sharding import STRATEGIES, shard
 from titan_wlb.planning.workload import Workload
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, size=200)
@@ -85,15 +85,24 @@ def test_the_counts_of_a_plan_are_those_of_its_segments(job):
         assert plan.tokens == sum(sum(shard.tokens) for shard in plan.shards)
 
 
-@pytest.mark.parametrize("sharding", ["per_sequence", "per_document"])
+def test_on_one_rank_every_sharding_keeps_documents_whole():
+    for sharding in STRATEGIES:
+        plan = shard(sharding, (5, 3), 1)
+        assert [[chunk.length for chunk in rank] for rank in plan.ranks] == [[5, 3]]
+
+
+@pytest.mark.parametrize("sharding", STRATEGIES)
 @pytest.mark.parametrize("packing", PACKERS)
 def test_each_rank_runs_equally_many_micro_batches_sharded_as_configured(packing, sharding):
-    planner = Planner(KnownLengths(LENGTHS), replace(CONFIG, packing=packing, sharding=sharding), dp=2, cp=3)
+    config = replace(CONFIG, packing=packing, sharding=sharding)
+    planner = Planner(KnownLengths(LENGTHS), config, dp=2, cp=3, latency=LATENCY)
     for _ in range(10):
         plan = planner.plan()
         assert [len(plan.of_dp_rank(rank)) for rank in range(2)] == [2, 2]
         assert sorted(plan.of_dp_rank(0) + plan.of_dp_rank(1)) == [0, 1, 2, 3]
-        assert list(plan.shards) == [shard(sharding, micro_batch.lengths, 3) for micro_batch in plan.micro_batches]
+        lengths = [micro_batch.lengths for micro_batch in plan.micro_batches]
+        assert list(plan.shards) == [shard(sharding, of_one, 3, LATENCY) for of_one in lengths]
+        assert sharding == "adaptive" or {plan.strategy for plan in plan.shards} == {sharding}
 
 
 def test_original_deals_consecutive_micro_batches_and_variable_length_balances_the_ranks():

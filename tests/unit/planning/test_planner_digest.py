@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planner_cases import CONFIG
+from planner_cases import CONFIG, LATENCY
 
 import titan_wlb.planning.planner as planner_module
+from titan_wlb.planning.kernel_file import default_kernel_profile
 from titan_wlb.planning.lengths import KnownLengths
 from titan_wlb.planning.plan import Chunk
 from titan_wlb.planning.planner import Planner
@@ -50,6 +51,12 @@ def test_the_plans_are_those_of_every_python_and_numpy():
 
 def test_a_list_and_an_array_of_lengths_plan_the_same():
     assert digests() == digests(np.array(LENGTHS)) == digests(np.array(LENGTHS, dtype=np.int32))
+
+
+def test_another_model_of_the_attention_kernel_shows_before_the_first_plan():
+    config = replace(CONFIG, sharding="adaptive")
+    models = (LATENCY, replace(LATENCY, heads=8), replace(LATENCY, profile=default_kernel_profile("cpu", 64)))
+    assert len({Planner(KnownLengths(LENGTHS), config, dp=2, cp=2, latency=model).digest for model in models}) == 3
 
 
 @pytest.mark.parametrize(

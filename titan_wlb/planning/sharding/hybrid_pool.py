@@ -114,7 +114,7 @@ class Pool:
     """
 
     def __init__(self, pieces: Sequence[tuple[int, int]], costs: TileCosts) -> None:
-        self.costs = costs
+        self.costs, self._lengths = costs, dict(pieces)
         self.pieces = sorted(self._piece(segment, 0, length) for segment, length in pieces)
         self._dust: list[Chunk] = []
 
@@ -139,14 +139,26 @@ class Pool:
         return None
 
     def least_work(self, rows: int) -> int:
-        """About the least work that so many rows can have: those of the pieces with the least, the last one's front."""
-        work, upto, size = 0, self.costs.upto, self.costs.rows
-        for of_piece, _, start, stop in self.pieces:
+        """About the least work that so many rows can have: those of the pieces with the least, the last one's front.
+
+        What is left of a document and below a tile comes last, since it costs a whole one.
+        """
+        work, upto, size, small = 0, self.costs.upto, self.costs.rows, []
+        for piece in self.pieces:
+            of_piece, segment, start, stop = piece
             if stop - start >= rows:
                 first = -(-start // size)
                 return work + upto[min(first - (-rows // size), len(upto) - 1)] - upto[first]
+            if stop - start < size and stop - start < self._lengths[segment]:
+                small.append(piece)
+                continue
             work += of_piece
             rows -= stop - start
+        for piece in small:
+            if rows <= 0:
+                break
+            work += piece.work
+            rows -= piece.rows
         return work
 
     def dust(self, rows: int) -> list[Chunk]:
