@@ -79,6 +79,14 @@ class Forecast:
         return end - position
 
 
+def lengths_of_pieces(lengths: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.int64]:
+    """Of what documents longer than the window come in: [9, 2] of a window of 4 is [4, 4, 1, 2]."""
+    counts = -(-lengths // window)
+    found = np.full(int(counts.sum()), window, dtype=np.int64)
+    found[np.cumsum(counts) - 1] = lengths - (counts - 1) * window
+    return found
+
+
 def _work(workload: Workload, documents: int, tokens: int, squares: int) -> int:
     """Of documents with these sums of lengths and of their squares."""
     return (

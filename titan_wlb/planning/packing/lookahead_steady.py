@@ -1,10 +1,12 @@
 """Which group a steady step trains: the first of the best sequence of groups that is found for the next steps.
 
-    N = 2, W = 16, 32 tokens a step, a document of d tokens costs d^2
+    N = 2, W = 16, 32 tokens a step, a document of d tokens costs d^2, short ones their tokens
 
-    waiting       A 15                    arrives B 9, C 8; short ones as needed
-    train none    32 short tokens; A, B, C wait, 32 tokens; then D 14 arrives: A and D are trained, B and C wait
-    train B, C    and 15 short tokens; A waits, 15; then A and D are trained, nothing waits: the better sequence
+    waiting         A 12, B 12, C 9, D 8; only short documents arrive
+    B leads now     B | C D and 3 short tokens: A waits         12 tokens wait
+    next step       A finds no partner                          12 again
+    A leads now     A | B and 8 short tokens: C and D wait      17
+    next step       C | D and 15 short tokens                    0: the better sequence
 
 What waits after a step is what was drawn beyond the tokens trained, so a step should draw little; and a long document
 needs others of nearly its length beside it, so it should leave behind what the next ones go with. Neither is seen in a
@@ -55,7 +57,7 @@ class SteadySearch:
     Args:
         forecast: documents to come.
         limits: of every step, with the largest tolerance that may be chosen.
-        price: tokens that may wait a step for an excess of 1 of the largest work over the mean.
+        price: tokens that may wait a step for an excess of the largest work over the level by a usual step's mean.
         step: that is planned.
         max_age: steps that a document may wait; 0: any number.
         num_steps: that are planned, this one among them.
@@ -155,6 +157,6 @@ class SteadySearch:
                 if more:
                     waiting = sorted([*waiting, *more], key=_LENGTH, reverse=True)
             rest = max(rest, 0.0)
-            price = self.price * group.excess * (1 + group.level / usual) / 2
+            price = self.price * group.excess * group.level / usual  # a heavy step's excess costs more time
             score = rest + sum([item.length for item in waiting]) + price
             yield leader, _State(score, waiting, rest, then, Choice(0, 0))
