@@ -33,6 +33,7 @@ from titan_wlb.planning.length_families import LENGTH_FAMILIES, lengths_of_famil
 from titan_wlb.planning.plan import ShardPlan
 from titan_wlb.planning.sharding.hybrid import hybrid
 from titan_wlb.planning.sharding.needed import local_first, rows_sent
+from titan_wlb.planning.tiles import Tile
 
 WAYS = ("all-gather", "needed", "+ local", "+ 2 slices")
 
@@ -154,7 +155,7 @@ def measure(rank: int, options: argparse.Namespace, store: str) -> None:
 
 def of_sequence(lengths, gbit, mesh, clock, options):
     rank, cp = mesh.get_local_rank(), mesh.size()
-    plan = hybrid(lengths, cp)
+    plan = hybrid(lengths, cp, Tile(options.tile, options.tile))
     plan = ShardPlan("hybrid", plan.lengths, tuple(map(local_first, plan.ranks)))
     everything = ShardPlan("per_document", plan.lengths, plan.ranks)
     padded = plan.padded_tokens(1)
@@ -196,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cp", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=8192, help="of a sequence")
+    parser.add_argument("--tile", type=int, default=8, help="rows and keys; 128 for 131,072 tokens is 8 for 8,192")
     parser.add_argument("--sequences", type=int, default=3, help="of each family")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--heads", type=int, default=4)

@@ -88,9 +88,7 @@ def _tile() -> Iterator[str]:
 
 
 def _many() -> Iterator[str]:
-    yield from _head(
-        "10,000 documents", "CP", "plan, ms", "over bound", "K/V needed", "chunks that are no whole document"
-    )
+    yield from _head("10,000 documents", "CP", "plan, ms", "over bound", "K/V needed", "chunks of cut documents")
     generator = np.random.Generator(np.random.PCG64(1))
     for name, lengths in (
         ("of 1 token", np.ones(10_000, dtype=np.int64)),

@@ -114,6 +114,12 @@ class Result:
         return self.judging[name] / self.judging[best]
 
     @property
+    def noise(self) -> float:
+        """Standard deviation of the plans' latencies on one half over those on the other."""
+        ratios = np.array([self.judging[name] / self.picking[name] for name in self.judging])
+        return float(np.std(ratios / ratios.mean()))
+
+    @property
     def in_hindsight(self) -> float:
         """The chosen plan's latency over the least of all, in all rounds: luck included."""
         least = {name: min(self.picking[name], self.judging[name]) for name in self.judging}
@@ -223,6 +229,7 @@ def _report(results: list[Result], profile: KernelProfile, options: argparse.Nam
         "",
         f"adaptive over the plan that had the least time in any round: mean {statistics.mean(hindsight):.3f}, "
         f"worst {max(hindsight):.3f}",
+        f"noise: {100 * statistics.mean(result.noise for result in results):.1f} % between the halves of the rounds",
         f"error of the predicted latency ratios: {100 * statistics.mean(errors):.1f} % on the mean, "
         f"{100 * max(errors):.1f} % in the worst sequence",
         "",

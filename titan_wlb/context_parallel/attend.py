@@ -1,7 +1,8 @@
 """Attention of one CP rank's rows, forward and backward, computing while rows travel.
 
 Two things can be computed before all rows are there: what is local (see ``metadata``), and the heads whose keys and
-values have come. Where only needed rows travel, they do so in slices of K/V heads, each with its query heads:
+values have come. Where needed rows travel, and many of them, they do so in slices of K/V heads, each with its query
+heads; slices start one behind the other, and each is waited for when its turn comes (ours, ``benchmarks/exchange.md``):
 
     two slices      rows     K/V of slice 1 | K/V of slice 2 |
     forward         kernel   local          | cut, slice 1   | cut, slice 2
@@ -55,7 +56,9 @@ def forward(
     for heads, _ in slices:
         table = waits.pop(0)()  # also where this rank only sends: what it sends must live as long
         if metadata.cut is not None:
-            attend(metadata.cut, heads, *_pick(table, metadata.cut))
+            keys = _pick(table, metadata.cut)
+            del table  # before the kernel runs, as in backward: it is as large as what was picked
+            attend(metadata.cut, heads, *keys)
     lse_dtype = torch.promote_types(q_THD.dtype, torch.float32)
     return _assemble(outs, q_THD.shape, q_THD), _assemble(lses, q_THD.shape[1::-1], q_THD, lse_dtype)
 
@@ -92,12 +95,15 @@ def backward(
     returns = []
     for heads, _ in slices:
         table = waits.pop(0)()
-        gradients = torch.zeros_like(table)
+        shape, of_keys = table.shape, None
         if metadata.cut is not None:
             keys = _pick(table, metadata.cut)
-            del table  # the kernel's gradients take its place
+            del table
+            of_keys = differentiate(metadata.cut, heads, *keys)
+        gradients = k_THD.new_zeros(shape)
+        if of_keys is not None:
             # As a rule two chunks of a rank share their prefix: two terms meet, and round once in any dtype.
-            for rows, gradient in zip(gradients.unbind(1), differentiate(metadata.cut, heads, *keys), strict=True):
+            for rows, gradient in zip(gradients.unbind(1), of_keys, strict=True):
                 rows.index_add_(0, metadata.cut.key_index, gradient)
         returns.append(give_back(gradients, metadata))
     local += differentiate_local(metadata.local_parts[1:])

@@ -1,4 +1,7 @@
-"""One step's times of every rank, brought to the rank that logs. Called at logged steps only, by all ranks."""
+"""One step's times of every rank, brought to the rank that logs, by collectives in which every rank waits for all.
+
+For tests, and for jobs whose store has no queues; a run's records travel by ``mailbox.py``, where nobody waits.
+"""
 
 from __future__ import annotations
 

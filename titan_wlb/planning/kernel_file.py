@@ -3,7 +3,8 @@
     {"schema": "titan_wlb.kernel/1", "units": {...}, "origin": "measured", "note": ..., "device": "NVIDIA H100",
      "clock": "CUDA events", "kernel": "flash_attn", "dtype": "bfloat16", "versions": {...},
      "heads": 8, "kv_heads": 8, "head_dim": 128, "queries": [128, 256, ...], "keys": [128, 1024, ...],
-     "forward": {"tile": "128x128", "one_tile": 0, "per_launch": 0, "square": [...], "rectangle": [[...], ...]},
+     "forward": {"tile": "128x128", "one_tile": ..., "per_launch": ..., "per_chunk": 0, "square": [...],
+                 "rectangle": [[...], ...]},
      "backward": {...}, "exchange_origin": "assumed", "exchange": {"all_gather": {"latency": ..., ...}, ...},
      "select_bytes": ..., "add_bytes": ...}
 
@@ -29,7 +30,7 @@ _UNITS = {
     "dimension forward, 10 backward; cells of whole tiles",
     "tile": "query rows x keys",
     "one_tile": "FLOP/s of one head's deepest tile alone; 0: tiles run one after another",
-    "per_launch, latency": "ns",
+    "per_launch, per_chunk, latency": "ns",
     "bytes_per_second, select_bytes, add_bytes": "bytes/s of a rank",
 }
 _TEXTS = ("origin", "note", "device", "clock", "kernel", "dtype", "exchange_origin")
@@ -104,6 +105,7 @@ def kernel_to_json(profile: KernelProfile) -> dict[str, Any]:
             "tile": str(rates.tile),
             "one_tile": rates.one_tile,
             "per_launch": rates.per_launch,
+            "per_chunk": rates.per_chunk,
             "square": list(rates.square),
             "rectangle": [list(row) for row in rates.rectangle],
         }
@@ -143,6 +145,7 @@ def _rates(values: Any, direction: str, num_queries: int, num_keys: int) -> Rate
         rectangle=tuple(_integers(values, direction, "rectangle", row, number=num_keys) for row in range(num_queries)),
         one_tile=_integer(values, direction, "one_tile", least=0),
         per_launch=_integer(values, direction, "per_launch", least=0),
+        per_chunk=_integer(values, direction, "per_chunk", least=0),
     )
 
 

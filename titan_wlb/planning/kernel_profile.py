@@ -7,10 +7,10 @@ Rows [a, b) of a document, q = b - a of them, are a *square* of keys beside them
     queries     |  rectangle  | \\square |        cells are counted in whole tiles (planning/tiles.py)
             b   +-------------+---------+
 
-    time = cells of the square / rate of squares (q) + cells of the rectangle / rate of rectangles (q, a)
+    time = constant + cells of the square / rate of squares (q) + cells of the rectangle / rate of rectangles (q, a)
 
-Between the table's points the time per cell is interpolated linearly in 1/q and 1/a, which is exact for a time of
-c0 + c1 q + c2 a + c3 q a: a call, a query row, a key row, a cell. Beyond the table the outermost rate counts.
+Between the table's points the time per cell is interpolated linearly in 1/q and 1/a, which is exact for a rectangle's
+time of c0 + c1 q + c2 a + c3 q a: a call, a query row, a key row, a cell. Beyond the table the outermost rate counts.
 
     one head of dimension 1, tile 1 x 1, squares 4 FLOP/s and rectangles 8 FLOP/s everywhere; 4 FLOP a cell forward
 
@@ -56,6 +56,7 @@ class Rates:
         rectangle: FLOP/s by query rows and keys before them.
         one_tile: FLOP/s of a single head's deepest tile alone on the device; 0 where tiles run one after another.
         per_launch: ns of a call of the kernel, beside its tiles.
+        per_chunk: ns of each chunk, beside its tiles: where chunks are calls of their own.
     """
 
     tile: Tile
@@ -63,6 +64,7 @@ class Rates:
     rectangle: tuple[tuple[int, ...], ...]
     one_tile: int = 0
     per_launch: int = 0
+    per_chunk: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +137,13 @@ class KernelProfile:
             int64 [chunks], ns. Each is rounded, so that sums are the same in any order.
         """
         start, stop = np.asarray(start, np.int64), np.asarray(stop, np.int64)
-        tile = self.rates(direction).tile
+        tile, per_chunk = self.rates(direction).tile, self.rates(direction).per_chunk
         square = padded_work(np.zeros_like(start), stop - start, tile)
         rectangle = np.maximum(padded_work(start, stop, tile) - square, 0)
         of_square, of_rectangle = self._tables[direction].per_flop(stop - start, start)
         flops = float(FLOPS_OF_CELL[direction] * heads * head_dim)
         times = (square * of_square + rectangle * of_rectangle) * flops
-        return _rounded(times)
+        return per_chunk + _rounded(times)
 
     def deepest_tile_ns(self, direction: str, start: Any, stop: Any, *, head_dim: int) -> Rows:
         """Time of the longest tile of each chunk alone: int64 [chunks], ns; zeros where tiles run one after another."""

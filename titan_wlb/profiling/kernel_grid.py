@@ -1,10 +1,12 @@
 """Which chunks a kernel profile measures, and from their times to rates; without torch.
 
     queries  1   2   16  ...  1536      T(q, a): time of a chunk of q rows with a keys of its document before it
-    keys     1   64  512 ...  8192      square(q) = T(q, 0)        rectangle(q, a) = T(q, a) - T(q, 0)
+    keys     1   64  512 ...  8192      square(q) = T(q, 0) - T(1, 0)      rectangle(q, a) = T(q, a) - T(q, 0)
 
-A rate is cells x FLOP of a cell / time. Points left out for the work or the memory that they take have the rate of the
-next fewer rows, or in the first row that of the next shorter keys: there rates hardly change any more.
+A rate is cells x FLOP of a cell / time, without the constant of a chunk. Where the table begins with a single row, as
+on the CPU, whose chunks are calls of their own, that row's square is the constant. Points left out for the work or the
+memory that they take have the rate of the next fewer rows, or in the first row that of the next shorter keys: there
+rates hardly change any more.
 """
 
 from __future__ import annotations
@@ -69,12 +71,13 @@ def rates_of(
     def work(rows: int, before: int) -> float:
         return int(padded_work(before, before + rows, tile)) * flops
 
+    constant = times.get((1, 0), 0)
     ceiling = _CEILING * max(work(*chunk) / time for chunk, time in times.items())
     square: list[float] = []
     rectangle: list[list[float]] = []
     for rows in queries:
         whole = times.get((rows, 0))
-        square.append(square[-1] if whole is None else work(rows, 0) / whole)
+        square.append(square[-1] if whole is None else min(work(rows, 0) / max(whole - constant, 1), ceiling))
         line: list[float] = []
         for place, before in enumerate(keys):
             together = times.get((rows, before))
@@ -85,12 +88,15 @@ def rates_of(
             else:
                 line.append(line[-1] if line else square[-1])
         rectangle.append(line)
+    if constant and len(square) > 1:
+        square[0] = square[1]  # of a single row nothing is left beside the constant
     return Rates(
         tile=tile,
         square=tuple(_rounded(square)),
         rectangle=tuple(tuple(_rounded(line)) for line in rectangle),
         one_tile=one_tile,
         per_launch=per_launch,
+        per_chunk=constant,
     )
 
 

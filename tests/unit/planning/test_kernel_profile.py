@@ -188,13 +188,29 @@ def test_more_rows_and_more_keys_never_take_less_time_than_half(name) -> None:
 
 def test_rates_give_back_the_times_that_they_were_made_of() -> None:
     queries, keys = (1, 16, 100), (1, 64)
-    times = {(1, 0): 100, (1, 1): 150, (1, 64): 300, (16, 0): 900, (16, 1): 1500, (16, 64): 9000, (100, 0): 20_000}
+    times = {(1, 0): 50, (1, 1): 100, (1, 64): 300, (16, 0): 900, (16, 1): 1500, (16, 64): 9000, (100, 0): 20_000}
     rates = rates_of("backward", times, queries, keys, tile=Tile(1, 1), heads=2, head_dim=8)
     profile = a_profile(rates, queries=queries, keys=keys)
     for (rows, before), time in times.items():
         found = profile.kernel_ns("backward", [before], [before + rows], heads=2, head_dim=8)[0]
-        assert found == pytest.approx(time, rel=1e-2)
+        assert found == pytest.approx(time, rel=1e-2, abs=7)
     assert rates.rectangle[2] == rates.rectangle[1]  # left out
+    assert rates.per_chunk == 50
+
+
+def test_a_chunk_that_is_a_call_of_its_own_costs_its_constant_between_the_tables_points_too() -> None:
+    """A constant, a time per row and one per cell: all that a small square's time is made of."""
+
+    def time(rows):
+        return 20_000 + 1000 * rows + 50 * rows * rows
+
+    queries = (1, 2, 16, 64)
+    times = {(rows, 0): time(rows) for rows in queries} | {(rows, 1): time(rows) + 1000 for rows in queries}
+    rates = rates_of("forward", times, queries, (1,), tile=Tile(1, 1), heads=4, head_dim=64)
+    profile = a_profile(rates, queries=queries, keys=(1,))
+    rows = np.arange(1, 65)
+    found = profile.kernel_ns("forward", 0 * rows, rows, heads=4, head_dim=64)
+    assert np.abs(found / time(rows) - 1).max() < 0.07
 
 
 def test_a_rectangle_is_not_faster_than_noise_allows() -> None:

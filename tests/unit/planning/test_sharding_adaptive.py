@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from titan_wlb.planning.kernel_file import default_kernel_profile
 from titan_wlb.planning.kernel_profile import COLLECTIVES, Link
 from titan_wlb.planning.plan import ShardPlan
-from titan_wlb.planning.sharding import adaptive as module
 from titan_wlb.planning.sharding import per_document, per_sequence
 from titan_wlb.planning.sharding.adaptive import TOLERANCES, adaptive, family
 from titan_wlb.planning.sharding.latency import LatencyModel
@@ -25,6 +25,8 @@ def a_model(device: str = "NVIDIA H100", link: Link | None = None, heads: int = 
         profile = replace(profile, exchange=dict.fromkeys(COLLECTIVES, link))
     return LatencyModel.of_model(profile, n_heads=heads, n_kv_heads=8, head_dim=128)
 
+
+module = import_module("titan_wlb.planning.sharding.adaptive")  # the package has a function of this name
 
 FREE = Link(latency=0, bytes_per_second=1 << 60)
 SLOW = Link(latency=0, bytes_per_second=10**8)
@@ -50,7 +52,7 @@ def test_one_long_document_is_cut_and_short_ones_stay_whole() -> None:
 
 
 def test_a_slow_exchange_gives_balance_away_for_less_traffic() -> None:
-    lengths = [2048, *[512] * 4]  # equal tokens on two ranks with nothing cut, but 1.6 times the mean work on one
+    lengths = [16_384, *[4096] * 4]  # equal tokens on two ranks with nothing cut, but 1.6 times the mean work on one
     frugal, balanced = adaptive(lengths, 2, a_model(link=SLOW)), adaptive(lengths, 2, a_model(link=FREE))
     assert rows_sent(frugal).sum() == 0 < rows_sent(balanced).sum()
 
@@ -83,6 +85,14 @@ def test_per_document_is_skipped_only_where_it_cannot_win(lengths, cp, device) -
     assert module._per_document_ns(lengths, cp, model) <= model.latency(per_document(lengths, cp)) * 1.05
     gathering = a_model(device, SLOW).gathering_ns(sum(lengths), cp)
     assert gathering == a_model(device, SLOW).of(per_sequence(lengths, cp)).exposed[0] > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "NVIDIA H100"])
+def test_chunks_of_per_document_are_counted_without_making_them(device) -> None:
+    model, lengths = a_model(device), [8192, 3000, 3000, 700]
+    start, stop = np.array([chunk[1:] for rank in per_document(lengths, 2).ranks for chunk in rank]).T
+    total = sum(int(model.kernel_ns(direction, start, stop).sum()) for direction in ("forward", "backward"))
+    assert module._per_document_ns(lengths, 2, model) == pytest.approx(total / 2, rel=0.01)
 
 
 def test_the_family_has_all_tolerances_and_the_papers_two() -> None:

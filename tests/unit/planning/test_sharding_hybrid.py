@@ -97,6 +97,13 @@ def test_a_single_document_is_cut_into_symmetric_chunks(cp):
     assert of_hybrid.kv_needed <= 1.1 * of_document.kv_needed
 
 
+@pytest.mark.parametrize("cp", [8, 32])
+@pytest.mark.parametrize("lengths", [[131] * 1000, [257] * 500, [655] * 200, [2048] * 64])
+def test_equal_documents_that_fill_their_last_tile_badly_are_balanced(lengths, cp):
+    """What their tiles lack must not gather on the last rank."""
+    assert measure(hybrid(lengths, cp)).makespan_over_bound <= 1.01
+
+
 def test_cuts_of_a_long_document_between_short_ones_cost_no_tile():
     lengths = [5000, 700, 650, 300, 129, 90]
     works = rank_works(hybrid(lengths, 2))

@@ -87,9 +87,16 @@ def test_a_receiver_waits_for_a_sender_that_serves_many() -> None:
     assert model(link=link).of(cut).exposed[1] == 2 * 36 + 16
 
 
-def test_copies_of_packed_keys_are_counted() -> None:
-    copies = model(copy_bytes=10**9).of(HALVES)  # rank 1 packs 4 rows of 2 bytes, forward and backward, and adds them
-    assert copies.forward == (3, 7 + 8) and copies.backward == (6, 14 + 16)
+def test_copies_of_keys_are_counted() -> None:
+    """At 1 byte a ns, rows of 2 bytes, queries of 1: what is put together, packed, zeroed, added back and joined."""
+    copies = model(copy_bytes=10**9)
+    gathered = copies.of(plan([4], [(0, 0, 2)], [(0, 2, 4)], strategy="per_sequence"))
+    assert gathered.forward == (3 + 2 * (2 + 2), 7 + 2 * (2 + 4))
+    assert gathered.backward == (6 + 2 * (2 + 2 + 4 + 2 + 2), 14 + 2 * (2 + 4 + 4 + 2 + 4))
+    needed = copies.of(HALVES)  # rank 0 sends two rows; rank 1 packs four
+    assert needed.forward == (3 + 2 * (2 + 2 + 1), 7 + 2 * (2 + 4 + 1))
+    assert needed.backward == (6 + 2 * (2 + 2 + 4 + 2 + 2 + 1), 14 + 2 * (2 + 4 + 4 + 2 + 4 + 2 + 1))
+    assert copies.of(plan([4, 4], [(0, 0, 4)], [(1, 0, 4)])).forward == (10, 10)
 
 
 def test_each_launch_costs_and_is_no_shorter_than_its_deepest_tile() -> None:

@@ -5,7 +5,7 @@
     documents                               exchange     chosen
     2,048 and 2,048                         any          hybrid keeps both whole: no tile is wasted, no row is sent
     4,096 and thirty-two of 64              free         hybrid cuts the long one, equal work; short ones stay whole
-    2,048 and four of 512                   free         hybrid of tolerance 0 cuts the long one
+    16,384 and four of 4,096                free         hybrid of tolerance 0 cuts the long one
                                             very slow    hybrid of tolerance 0.8 cuts nothing: one rank has more work
 
 Where the exchange hides behind compute, balance is what counts: ``hybrid`` at tolerance 0. Where it does not, a plan

@@ -110,14 +110,19 @@ class Filler:
     def _whole(self, rank: Rank, excess: float) -> None:
         """Pieces as they are, heaviest first, as long as the rows left can make up the work left, and not more."""
         pool, (rows, share) = self._pool, rank.share
-        fitting = (piece.stop for piece in pool.pieces if piece.work <= share and piece.rows <= rows)
-        # The key tiles that a row left may cost. A cut of what no rank can hold whole would be deeper than need be.
-        deepest = max(fitting, default=pool.pieces[-1].stop if pool.pieces else 0)
-        most_of_row = deepest * self._costs.slope / self._size**2
+        if not pool.pieces:
+            return
+        # The key tiles that a tile left may cost. A cut of what no rank can hold whole would be deeper than need be.
+        fitting = [piece for piece in pool.pieces if piece.work <= share and piece.rows <= rows] or pool.pieces[-1:]
+        most_of_tile = self._costs.at(max(piece.stop for piece in fitting))
+        mean_of_row = sum(piece.work for piece in fitting) / sum(piece.rows for piece in fitting)
         for place in reversed(range(len(pool.pieces))):
             work, segment, start, stop = pool.pieces[place]
             left, needed = rank.rows - (stop - start), rank.work - work
-            if left < 0 or needed + excess < -0.5 or needed - rank.lack > max(left * most_of_row, 0.5):
+            if left < 0 or needed + excess < -0.5:
+                continue
+            most = max(-(-left // self._size) * most_of_tile, left * mean_of_row) + 0.5
+            if needed - rank.lack > most:
                 continue
             piece = pool.take(place)
             if pool.least_work(left) <= needed + excess + 0.5:
@@ -131,7 +136,7 @@ class Filler:
             self._any(rank)
         elif cut.missing < -rank.rows % self._size and (dust := self._pool.dust(rank.rows % self._size)):
             for chunk in dust:
-                rank.add(chunk, self._costs.front(0, 1))
+                rank.add(chunk, self._costs.of(chunk.start, chunk.stop))
         else:
             self._apply(rank, cut)
 

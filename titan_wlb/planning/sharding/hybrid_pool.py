@@ -78,6 +78,10 @@ class TileCosts:
         self.upto: list[int] = [0, *np.cumsum(-(-ends // tile.keys)).tolist()]
         self._period, self._rise = tile.keys // gcd(tile.rows, tile.keys), tile.rows // gcd(tile.rows, tile.keys)
 
+    def at(self, stop: int) -> int:
+        """Of the query tile that ends at row ``stop``."""
+        return -(-stop // self._keys)
+
     def front(self, first: int, tiles: int) -> int:
         """Of so many full query tiles behind the document's first ``first`` ones."""
         return self.upto[first + tiles] - self.upto[first]
@@ -162,19 +166,20 @@ class Pool:
         return work
 
     def dust(self, rows: int) -> list[Chunk]:
-        """At most so many rows out of the first tile of a document, where each chunk costs one tile of the least depth.
+        """At most so many rows out of the least deep tile that there is, where each chunk costs a tile of that depth.
 
-        A first tile, once begun, is kept apart and used up to its last row before another one is begun; so is what else
+        Such a tile, once begun, is kept apart and used up to its last row before another one is begun; so is what else
         is left of a tile.
         """
         size, chunks = self.costs.rows, []
         while rows:
             if not self._dust:
-                whole = (piece for piece in reversed(self.pieces) if piece.start == 0 and piece.stop > size)
-                if (piece := next(whole, None)) is None:
+                more = (piece for piece in self.pieces if piece.rows > size)
+                piece = min(more, key=lambda piece: (piece.tiles(size)[0], -piece.work, piece.segment), default=None)
+                if piece is None:
                     break
-                self.keep(piece, size, piece.stop)
-                self._dust.append(Chunk(piece.segment, 0, size))
+                self.keep(piece, piece.start + size, piece.stop)
+                self._dust.append(Chunk(piece.segment, piece.start, piece.start + size))
             segment, start, stop = self._dust.pop()
             cut = max(stop - rows, start)
             chunks.append(Chunk(segment, cut, stop))

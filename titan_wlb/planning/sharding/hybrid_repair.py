@@ -21,7 +21,7 @@ import numpy.typing as npt
 from titan_wlb.planning.plan import Chunk
 from titan_wlb.planning.sharding.hybrid_pool import TileCosts
 
-_PARTNERS = 6  # the least loaded ranks, that the slowest one may trade with
+_PARTNERS = 6  # the least loaded ranks, that the slowest one trades with if it can
 _MISS = 3_000_000  # rows of keys and values that a rank's whole work is worth, for a trade that stays above the goal
 
 
@@ -111,8 +111,11 @@ def even_out(
     ranks = [_Rank(list(of_rank), work, costs) for of_rank, work in zip(chunks, works, strict=True)]
     for _ in range(max_trades):
         order = sorted(range(len(ranks)), key=lambda rank: (ranks[rank].work, rank))
-        slowest, partners = ranks[order[-1]], [ranks[rank] for rank in order[:-1][:_PARTNERS]]
-        if not partners or slowest.work <= goal or not _trade(slowest, partners, aim, goal):
+        slowest, others = ranks[order[-1]], [ranks[rank] for rank in order[:-1]]
+        near, far = others[:_PARTNERS], others[_PARTNERS:]
+        if slowest.work <= goal or not (
+            (near and _trade(slowest, near, aim, goal)) or (far and _trade(slowest, far, aim, goal))
+        ):
             break
     return [rank.chunks for rank in ranks]
 

@@ -110,7 +110,7 @@ class LatencyModel:
     def of(self, plan: ShardPlan) -> PlanLatency:
         """Rank by rank."""
         held = _Held(plan)
-        if plan.strategy == "hybrid":
+        if plan.strategy == "hybrid" or len(plan.ranks) == 1:
             return self._needed_only(plan, held)
         return self._gathered(plan, held)
 
@@ -125,30 +125,34 @@ class LatencyModel:
         return int(2 * gather[0] + scatter[0])
 
     def _gathered(self, plan: ShardPlan, held: _Held) -> PlanLatency:
-        cp = len(plan.ranks)
+        cp, own = held.cp, plan.padded_tokens(1)
         every = np.ones(len(held.start), bool)
-        whole = cp == 1 and not held.start.any()  # the keys lie where the queries do: nothing to move
-        packed = 0 * held.packed(every) if whole else held.packed(every)
-        received = np.full(cp, 0 if cp == 1 else (cp - 1) * plan.padded_tokens(1), np.int64)
+        packed, received = held.packed(every), np.full(cp, (cp - 1) * own, np.int64)
         gather = self._collective("all_gather", received)
         scatter = self._collective("reduce_scatter", received)
-        forward = gather + self._select(packed) + self._launch("forward", held, every)
-        backward = gather + self._select(packed) + self._launch("backward", held, every) + self._add(packed) + scatter
+        forward = gather + self._select(own + packed) + self._launch("forward", held, every)
+        backward = gather + self._select(own + packed) + self._launch("backward", held, every)
+        backward = backward + self._select(received + 2 * own) + self._add(packed) + scatter  # zeros, and the result
         return _of_arrays(forward, backward, 2 * gather + scatter)
 
     def _needed_only(self, plan: ShardPlan, held: _Held) -> PlanLatency:
-        local = held.local()
-        packed = held.packed(~local)
-        sent = rows_sent(plan)
+        local, sent = held.local(), rows_sent(plan)
         there, back = self._exchange(sent), self._exchange(sent.T)
+        packed, outgoing, arriving = held.packed(~local), sent.sum(axis=1), sent.sum(axis=0)
+        own = np.array(plan.tokens, np.int64) if sent.any() else 0 * outgoing  # nothing is copied where nothing travels
+        ready = self._select(own + outgoing)
+        joined = self._select(own * self.heads // (2 * self.kv_heads))  # out, or dq, of several calls
+
         during = self._launch("forward", held, local)
         cut = self._select(packed) + self._launch("forward", held, ~local)
-        forward, exposed = np.maximum(during, there) + cut, np.maximum(there - during, 0)
+        forward, exposed = ready + np.maximum(during, there) + cut + joined, np.maximum(there - during, 0)
+
         every = self._launch("backward", held, local)
         after = every // 2 if sent.any() else 0 * every
         during = every - after
-        cut = self._select(packed) + self._launch("backward", held, ~local) + self._add(packed)
-        backward = np.maximum(during, there) + cut + np.maximum(after, back)
+        cut = self._select(packed) + self._launch("backward", held, ~local)
+        added = self._select(2 * own + arriving) + self._add(packed + outgoing + own) + joined
+        backward = ready + np.maximum(during, there) + cut + added + np.maximum(after, back)
         return _of_arrays(forward, backward, exposed + np.maximum(there - during, 0) + np.maximum(back - after, 0))
 
     def _launch(self, direction: str, held: _Held, chosen: npt.NDArray[np.bool_]) -> Integers:
