@@ -16,8 +16,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
+
+from tqdm import tqdm
 
 from titan_wlb.metrics.trace import TracedStep, chrome_trace
 from titan_wlb.report.facts import facts_of
@@ -64,7 +67,8 @@ def _report(options: argparse.Namespace) -> None:
     names = options.names or [None] * len(options.runs)
     if len(names) != len(options.runs):
         raise ValueError(f"--names has {len(names)} names for {len(options.runs)} runs")
-    runs = [read_run(folder, name) for folder, name in zip(options.runs, names, strict=True)]
+    watch = partial(tqdm, desc="reading", unit="step", disable=None, leave=False)
+    runs = [read_run(folder, name, watch) for folder, name in zip(options.runs, names, strict=True)]
     facts = [facts_of(run) for run in runs]
     steps = [options.step if options.step is not None else run.typical().number for run in runs]
     if options.json:

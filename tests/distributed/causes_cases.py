@@ -1,7 +1,7 @@
 """Which delays are planted to find their causes, and what the replay of a run's records says of them. No torch here.
 
 FOLDER/<layout>/wlb/records.jsonl    the run's records, as the product writes them
-FOLDER/<layout>/late.json            a list of [step, cell, ms that the delay took] of the late rank, by causes_worlds.py
+FOLDER/<layout>/late.json            a list of [step, cell, ms that the delay took], by causes_worlds.py
 """
 
 from __future__ import annotations
@@ -166,7 +166,10 @@ def table(runs: list[Run]) -> str:
                     f"{found.gain:>6.1f}{found.more:>7.1f}  {cause_of(run.layout, cell):<9}{100 * found.named:>5.0f}%"
                     f"{found.slow:>7.1f}{found.others:>7.1f}"
                 )
-    lines += ["", f"{'':<18}{'steps':>6}{'step ms':>9}{'error median':>14}{'p90':>7}{'without delay: median':>23}{'p90':>7}"]
+    lines += [
+        "",
+        f"{'':<18}{'steps':>6}{'step ms':>9}{'error median':>14}{'p90':>7}{'without delay: median':>23}{'p90':>7}",
+    ]
     for run in runs:
         errors, plain = run.errors(), [step for step in run.steps if step.cell == NONE]
         quiet = sorted(abs(step.found.replayed_ms / step.found.measured_ms - 1) for step in plain)

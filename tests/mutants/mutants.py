@@ -22,6 +22,7 @@ class Mutant:
     test: str
 
 
+_NEEDED = "tests/unit/planning/test_sharding_needed.py"
 _PARITY = "tests/distributed/test_parity.py::test_layout_trains_as_one_process"
 
 MUTANTS = (
@@ -95,6 +96,42 @@ MUTANTS = (
         "while by_need and tokens[by_need[0][1]] + length > cap:",
         "while by_need and tokens[by_need[0][1]] + length > 2 * cap:",
         "tests/unit/planning/test_packing_lookahead.py::test_short_documents_wait_where_the_cap_leaves_them_no_room",
+    ),
+    Mutant(
+        "a hybrid plan gives each rank a token more than its share",
+        "titan_wlb/planning/sharding/hybrid.py",
+        "base + (rank < extra)",
+        "base + 1",
+        "tests/unit/planning/test_sharding_hybrid.py::test_extreme_sequences",
+    ),
+    Mutant(
+        "a rank does not receive the last row of a prefix",
+        "titan_wlb/planning/sharding/needed.py",
+        "- shared.start, 0, shared.length)",
+        "- shared.start, 0, shared.length - 1)",
+        f"{_NEEDED}::test_a_rank_receives_exactly_what_its_queries_see_and_it_lacks",
+    ),
+    Mutant(
+        "rows are split over the ranks in the wrong order",
+        "titan_wlb/planning/sharding/needed.py",
+        "tuple(counts.sum(axis=1).tolist())",
+        "tuple(counts.sum(axis=1)[::-1].tolist())",
+        f"{_NEEDED}::test_the_counts_are_those_of_the_row_lists",
+    ),
+    Mutant(
+        "adaptive takes the slowest plan of its family",
+        "titan_wlb/planning/sharding/adaptive.py",
+        "latency < least",
+        "latency > least",
+        "tests/unit/planning/test_sharding_adaptive.py",
+    ),
+    Mutant(
+        "gradients of received keys and values are not returned to their owners",
+        "titan_wlb/context_parallel/keys.py",
+        "return own.index_add_(0, needed.send, under_way.wait().to(own.dtype))",
+        "return (under_way.wait(), own)[1]",
+        "tests/unit/context_parallel/test_cp_attention_op.py::"
+        "test_any_plan_of_whole_and_cut_documents_equals_dense_attention",
     ),
     Mutant(
         "a document's last token has another document's first one as its label",

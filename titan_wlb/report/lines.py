@@ -51,6 +51,9 @@ class StepLines:
         """In order."""
         return list(self._places)
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def __contains__(self, step: int) -> bool:
         return step in self._places
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from titan_wlb.metrics.step_view import MAX_RANKS
 from titan_wlb.report.facts import PLACES, RunFacts
 from titan_wlb.report.pictures import (
     cause_bars,
@@ -90,7 +91,8 @@ def _tiles(run: RunFacts) -> str:
 
 def _comparison_table(facts: Sequence[RunFacts]) -> str:
     head = "".join(
-        f"<th>{_swatch(run_colour(i))}{escape(run.name)}</th>{'<th></th>' if i else ''}" for i, run in enumerate(facts)
+        f"<th>{_swatch(run_colour(i, len(facts)))}{escape(run.name)}</th>{'<th></th>' if i else ''}"
+        for i, run in enumerate(facts)
     )
     rows = []
     for row in comparison_rows(facts):
@@ -111,8 +113,11 @@ def _times(facts: Sequence[RunFacts]) -> list[str]:
     parts.append('<div class="two">')
     for run in facts:
         era = run.last_era
-        caption = f"{run.name}: ms per step, by rank, steps {era.first} to {era.last}"
-        parts.append(_figure(rank_columns(run, highest), caption))
+        steps = f"steps {era.first} to {era.last}"
+        parts.append(_figure(rank_columns(run.ranks, highest), f"{run.name}: ms per step, by rank, {steps}"))
+        if len(facts) == 1 and run.axes:
+            members = [member for axis in run.axes.values() for member in axis]
+            parts.append(_figure(rank_columns(members, highest), "The same by place on each axis of the job"))
     return [*parts, "</div>"]
 
 
@@ -125,8 +130,8 @@ def _causes(facts: Sequence[RunFacts]) -> list[str]:
         "and need not add up. Where a rank waits (above) is not why it waits."
     )
     parts = ["<h2>Why</h2>", _run_key(facts), _figure(picture, note)]
-    for run in facts:
-        parts += [f"<p>{escape(_named(run, facts) + words)}</p>" for words in cause_words(run)[1:]]
+    if len(facts) > 1:
+        parts += [f"<p>{escape(f'{run.name}: {words}')}</p>" for run in facts for words in cause_words(run)[1:]]
     return parts
 
 
@@ -166,31 +171,20 @@ def _packing(runs: Sequence[Run], facts: Sequence[RunFacts], steps: Sequence[int
         if documents is not None and step in documents:
             known = documents.steps[:_LINES_FOR_COSTS]
             found.append((run, documents.read(step), document_costs([documents.read(one) for one in known])))
-    parts = []
-    if found:
-        highest = max(sum(height for _, height in stack) for _, read, costs in found for stack in heights(read, costs))
-        parts += ["<h2>What the packing did</h2>", '<div class="two">']
-        for run, read, costs in found:
-            degree = f"step {read['step']}, imbalance degree {line_imbalance_degree(read):.2f}"
-            caption = f"{run.name}: {degree}. A column a micro-batch, a block a document, as high as its predicted work"
-            parts.append(_figure(micro_batches(read, costs, max(highest, 1.0)), caption))
-        parts.append("</div>")
+    highest = max((sum(h for _, h in stack) for _, read, costs in found for stack in heights(read, costs)), default=1.0)
+    figures = []
+    for run, read, costs in found:
+        degree = f"step {read['step']}, imbalance degree {line_imbalance_degree(read):.2f}"
+        caption = f"{run.name}: {degree}. A column a micro-batch, a block a document, as high as its predicted work"
+        figures.append(_figure(micro_batches(read, costs, max(highest, 1.0)), caption))
     dots = cost_dots(facts)
     if dots:
-        parts += [
-            "<h2>Predicted and measured cost</h2>",
-            _run_key(facts) if len(facts) > 1 else "",
-            '<div class="two">',
-        ]
-        words = "".join(
-            f"<p>{escape(_named(run, facts))}{len(run.cost.pairs)} of {run.cost.number} micro-batches are drawn; costs "
-            f"are predicted to within {percent(run.cost.error)}.</p>"
-            for run in facts
-            if run.cost is not None
-        )
-        note = "A plan depends on the ratio of costs alone: predictions are drawn to the scale of what was measured."
-        parts += [_figure(dots, ""), f'<div>{words}<p class="soft">{note}</p></div>', "</div>"]
-    return parts
+        words = "; ".join(f"{_named(run, facts)}to within {percent(run.cost.error)}" for run in facts if run.cost)
+        note = f"Measured over predicted cost of micro-batches, ms, predictions to scale. Predicted {words}"
+        figures.append(_figure(dots, note))
+    if not figures:
+        return []
+    return ["<h2>What the packing did</h2>", '<div class="two">', *figures, "</div>"]
 
 
 def _timelines(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
@@ -202,7 +196,9 @@ def _timelines(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
     parts = ["<h2>One step</h2>", _key([*key, *((f"at-{name}", name) for name in used)])]
     for run, step, layout, records in drawn:
         share = sum(record.ms("idle") for record in records) / max(sum(record.ms("wall") for record in records), 1e-9)
-        parts.append(_figure(timeline(layout, records, longest), f"{run.name}: step {step}, {percent(share)} idle"))
+        some = f"; of {layout.size:,} ranks the slowest pipelines and the fastest" if layout.size > MAX_RANKS else ""
+        caption = f"{run.name}: step {step}, {percent(share)} idle{some}"
+        parts.append(_figure(timeline(layout, records, longest), caption))
     note = (
         "Every rank's clock starts at 0. Within an action waits are drawn in a fixed order: how long they took was "
         "measured, where in the action they lay was not. tools/report.py --trace writes the step for ui.perfetto.dev."
@@ -246,7 +242,7 @@ def _key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _run_key(facts: Sequence[RunFacts]) -> str:
-    return _key([(run_colour(i), run.name) for i, run in enumerate(facts)]) if len(facts) > 1 else ""
+    return _key([(run_colour(i, len(facts)), run.name) for i, run in enumerate(facts)]) if len(facts) > 1 else ""
 
 
 def _swatch(kind: str) -> str:

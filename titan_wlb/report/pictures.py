@@ -22,9 +22,9 @@ _FULL = 0.25  # work over the mean from which on a cell has its full colour
 _BELOW, _ABOVE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's blue and vermillion
 
 
-def run_colour(place: int) -> str:
-    """Class of a run's lines and bars."""
-    return f"run{place % NUM_RUN_COLOURS}"
+def run_colour(place: int, num_runs: int) -> str:
+    """Class of a run's lines and bars: blue if it is alone, else the baseline is grey."""
+    return f"run{place % NUM_RUN_COLOURS if num_runs > 1 else 1}"
 
 
 def time_bars(runs: Sequence[RunFacts]) -> str:
@@ -49,9 +49,10 @@ def time_bars(runs: Sequence[RunFacts]) -> str:
     return svg(WIDTH, plot.top + plot.height - gap + 6, parts, "Time of a step by place, a bar a run")
 
 
-def rank_columns(facts: RunFacts, highest_ms: float) -> str:
-    """A column a rank, by place; of many ranks groups, sorted by compute."""
-    ranks, names = _grouped(facts.ranks)
+def rank_columns(members: Sequence[RankFacts], highest_ms: float) -> str:
+    """A column a rank (or place on an axis), by place of its time; of many, groups sorted by compute."""
+    ranks, names = _grouped(members)
+    is_grouped = len(ranks) < len(members)
     height = 170
     plot = Plot(52, 10, WIDTH / 2 - 62, height, (0, len(ranks)), (0, highest_ms))
     parts = plot.y_axis(lambda ms: f"{ms:,.0f}")
@@ -61,18 +62,15 @@ def rank_columns(facts: RunFacts, highest_ms: float) -> str:
         for at in PLACES:
             ms = rank[at]
             y = plot.py(below + ms)
-            title = f"{name}: {PLACE_WORDS[at]} {duration(ms)}"
-            x, wide = plot.px(place + 0.08), 0.84 * width
             if plot.py(below) - y >= 0.05:
-                parts.append(rect(x, y, wide, plot.py(below) - y, f"at-{at}", title))
+                title = f"{name}: {PLACE_WORDS[at]} {duration(ms)}"
+                parts.append(rect(plot.px(place + 0.08), y, 0.84 * width, plot.py(below) - y, f"at-{at}", title))
             below += ms
-    shown = evenly(len(ranks), 8) if len(facts.ranks) <= _BARS else [0, len(ranks) - 1]
-    for place in shown:
-        words = names[place] if len(ranks) <= 8 or len(facts.ranks) > _BARS else str(place)
-        anchor = "middle" if len(facts.ranks) <= _BARS else "start" if not place else "end"
-        x = plot.px(place + 0.5) if anchor == "middle" else plot.px(place if not place else place + 1)
-        parts.append(text(x, plot.top + height + 15, words, "small", anchor))
-    return svg(WIDTH / 2, plot.top + height + 24, parts, f"{facts.name}: time of a step by rank and place")
+    for place in [0, len(ranks) - 1] if is_grouped else evenly(len(ranks), 8):
+        anchor = "middle" if not is_grouped else "end" if place else "start"
+        x = plot.px(place + {"middle": 0.5, "end": 1.0, "start": 0.0}[anchor])
+        parts.append(text(x, plot.top + height + 15, names[place], "small", anchor))
+    return svg(WIDTH / 2, plot.top + height + 24, parts, "Time of a step by rank and place")
 
 
 def curves(
@@ -111,7 +109,7 @@ def curves(
             (plot.px(step or 0), plot.py(min(value * scale, high))) if value is not None and isfinite(value) else None
             for step, value in zip(run.series["step"], run.series[name], strict=True)
         ]
-        kind = f"curve {run_colour(place)}{' dashed' if name == dashed else ''}"
+        kind = f"curve {run_colour(place, len(runs))}{' dashed' if name == dashed else ''}"
         parts.append(polyline(_thinned(points), kind))
     return svg(WIDTH / 2, plot.top + plot.height + 24, parts, f"{series.replace('_', ' ')} over the steps")
 
@@ -167,7 +165,14 @@ def cause_bars(runs: Sequence[RunFacts]) -> str:
             ms = run.lost_ms[cause]
             share, top = ms / max(run.step_ms, 1e-9), y + place * (bar + 2)
             parts.append(
-                rect(left, top, plot.px(share) - left + 1, bar, run_colour(place), f"{run.name}: {duration(ms)}")
+                rect(
+                    left,
+                    top,
+                    plot.px(share) - left + 1,
+                    bar,
+                    run_colour(place, len(runs)),
+                    f"{run.name}: {duration(ms)}",
+                )
             )
             words = f"{percent(share)} of a step, {duration(ms)}"
             parts.append(text(plot.px(share) + 8, top + 12, words, "small"))
@@ -193,7 +198,7 @@ def cost_dots(runs: Sequence[RunFacts]) -> str:
             plot.px(min(predicted, 1.05 * largest)),
             plot.py(min(measured, 1.05 * largest)),
             2.4,
-            f"spot {run_colour(i)}",
+            f"spot {run_colour(i, len(runs))}",
         )
         for i, predicted, measured in pairs
     ]

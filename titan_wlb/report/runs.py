@@ -8,7 +8,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from titan_wlb.planning.packing.measures import imbalance_degree
 from titan_wlb.records import Layout, StepRecord, from_json
-from titan_wlb.records.per_rank import AXES, FIELDS, per_rank_rows
+from titan_wlb.records.per_rank import AXES, FIELDS
 from titan_wlb.report.lines import StepLines
 
 NAMES = tuple(name for name, _ in FIELDS)
@@ -148,12 +148,17 @@ class Run:
         return StepLines(path) if path.is_file() else None
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
+def read_run(
+    folder: Path,
+    name: str | None = None,
+    watch: Callable[[StepLines], Iterable[tuple[int, dict[str, Any]]]] = iter,
+) -> Run:
     """Everything but the sections and documents of a run.
 
     Args:
         folder: ``job.dump_folder`` of the run.
         name: for titles; by default the folder's.
+        watch: passes on what it is given to go through, ``tqdm`` say: hundreds of megabytes take a while.
 
     Raises:
         ValueError: there is no run, or its records cannot be read.
@@ -161,13 +166,12 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     path = _records_path(folder)
     lines = StepLines(path)
     steps = []
-    for number, line in lines:
+    for number, line in watch(lines):
         try:
             layout = Layout(**line["layout"])
-            records = [from_json(rank, number) for rank in line["ranks"]]
-            if len(records) != layout.size:
-                raise ValueError(f"{len(records)} ranks, of {layout.size}")
-            table = np.array(per_rank_rows(records), dtype=np.float32)
+            if len(line["ranks"]) != layout.size:
+                raise ValueError(f"{len(line['ranks'])} ranks, of {layout.size}")
+            table = np.array([_row(rank) for rank in line["ranks"]], dtype=np.float32)
             steps.append(Step(number, layout, dict(line["measures"]), table))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: the line of step {number} is no record of ours ({error!r})") from None
@@ -211,6 +215,12 @@ def cost_features(lengths: Sequence[int]) -> npt.NDArray[np.float64]:
     """float64 [documents, 3]: 1, tokens, tokens squared; times ``document_costs`` the cost of each."""
     tokens = np.array(lengths, dtype=np.float64)
     return np.stack([np.ones_like(tokens), tokens, tokens**2], axis=1)
+
+
+def _row(rank: dict[str, Any]) -> list[float]:
+    """``per_rank_rows`` of a rank in a line, without making a record of its sections, which would take twice as long."""
+    waiting = {f"{name}_waiting": max(rank[f"{name}_ms"] - rank[f"{name}_transfer_ms"], 0.0) for name in ("cp", "fsdp")}
+    return [waiting[name] if name in waiting else rank[f"{name}_ms"] for name in NAMES]
 
 
 def _eras(steps: Sequence[Step]) -> tuple[Era, ...]:

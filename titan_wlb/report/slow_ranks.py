@@ -9,8 +9,8 @@
     rank 1               40       51       40           33 %     rotating
     rank 2               40       40       53           33 %
 
-A rank's work in a step is compared with the median of its peers: the ranks of its pipeline stage, since stages differ by
-construction, and closer by those with the same DP rank, which were dealt the same documents. Source: ours.
+A rank's work in a step is compared with the median of its peers: the ranks of its pipeline stage, since stages differ
+by construction, and closer by those with the same DP rank, which were dealt the same documents. Source: ours.
 """
 
 from __future__ import annotations

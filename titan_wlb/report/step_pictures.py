@@ -20,7 +20,6 @@ from titan_wlb.report.words import duration
 WIDTH = 1000
 _MICRO_BATCHES = 48
 _SHADES = 6  # of micro-batches, in the style sheet
-_ROW = 22
 
 
 def heights(line_of_step: dict[str, Any], costs: npt.NDArray[np.float64]) -> list[list[tuple[int, float]]]:
@@ -62,13 +61,13 @@ def micro_batches(line_of_step: dict[str, Any], costs: npt.NDArray[np.float64], 
             )
             below += height
     parts.append(line(plot.left, plot.py(1), plot.left + plot.width, plot.py(1), "ideal"))
-    before = None
-    for place, micro_batch in enumerate(shown):
-        if micro_batch["dp_rank"] != before:
-            before = micro_batch["dp_rank"]
-            if place:
-                parts.append(line(plot.px(place), plot.top, plot.px(place), plot.top + plot.height + 16, "grid"))
-            parts.append(text(plot.px(place) + 4, plot.top + plot.height + 15, f"DP rank {before}", "small"))
+    dealt = [micro_batch["dp_rank"] for micro_batch in shown]
+    for dp_rank in dict.fromkeys(dealt):
+        x, room = plot.px(dealt.index(dp_rank)), width * dealt.count(dp_rank)
+        if x > plot.left:
+            parts.append(line(x, plot.top, x, plot.top + plot.height + 16, "grid"))
+        words = f"DP rank {dp_rank}" if room >= 72 else f"DP {dp_rank}" if room >= 42 else f"{dp_rank}"
+        parts.append(text(x + 4, plot.top + plot.height + 15, words, "small"))
     return svg(WIDTH / 2, plot.top + plot.height + 24, parts, "Predicted work of the step's micro-batches")
 
 
@@ -79,15 +78,14 @@ def timeline(layout: Layout, records: Sequence[StepRecord], longest_ms: float) -
         longest_ms: the axis' end.
     """
     ranks = ranks_shown([record.times.times_ms[COMPUTE] for record in records], layout)
-    if len(ranks) > 32:
-        ranks = [ranks[place] for place in evenly(len(ranks), 32)]
+    row_height = 22 if len(ranks) <= 24 else 16
     places = {rank: place_name(layout, rank) for rank in ranks}
     left = 66 + 7 * max(map(len, places.values()))
-    plot = Plot(left, 6, WIDTH - left - 12, _ROW * len(ranks), (0, longest_ms), (0, 1))
+    plot = Plot(left, 6, WIDTH - left - 12, row_height * len(ranks), (0, longest_ms), (0, 1))
     parts = []
     for row, rank in enumerate(ranks):
-        y = plot.top + row * _ROW
-        parts.append(text(left - 8, y + 15, f"rank {rank} {places[rank]}".strip(), "small", "end"))
+        y = plot.top + row * row_height
+        parts.append(text(left - 8, y + row_height - 7, f"rank {rank} {places[rank]}".strip(), "small", "end"))
         for section in records[rank].times.sections:
             for name, start, ms in spans(section):
                 x, width = plot.px(start), plot.px(start + ms) - plot.px(start)
@@ -98,12 +96,14 @@ def timeline(layout: Layout, records: Sequence[StepRecord], longest_ms: float) -
                 words += f", stage {section.stage}" if section.stage >= 0 and layout.pp > 1 else ""
                 if name != "compute":
                     title = f"rank {rank}: {name} {duration(ms)} in {words}"
-                    parts.append(rect(x, y + _ROW - 8, width, 5, f"at-{name}", title))
+                    parts.append(rect(x, y + row_height - 7, width, 4, f"at-{name}", title))
                     continue
                 shade = f"shade{section.micro_batch % _SHADES}" if section.micro_batch >= 0 else "phase"
                 kind = f"{shade}{'' if section.kind == 'F' or section.micro_batch < 0 else ' back'}"
-                parts.append(rect(x, y + 2, width, _ROW - 5, kind, f"rank {rank}: {words}, compute {duration(ms)}"))
-                if width > 26 and section.micro_batch >= 0:
+                parts.append(
+                    rect(x, y + 1, width, row_height - 3, kind, f"rank {rank}: {words}, compute {duration(ms)}")
+                )
+                if width > 26 and section.micro_batch >= 0 and row_height > 20:
                     label = f"{section.kind}{section.micro_batch}"
                     parts.append(text(x + width / 2, y + 15, label, f"on on-{shade}", "middle"))
     parts += plot.x_axis(lambda ms: f"{ms:,g} ms", 8)

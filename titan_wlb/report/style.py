@@ -26,9 +26,9 @@ figure { margin: 12px 0 4px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 28px; }
 @media (max-width: 760px) { .two { grid-template-columns: 1fr; } body { padding: 18px 14px; } }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 18px 0 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(124px, 1fr)); gap: 12px; margin: 18px 0 12px; }
 .tile { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
-.tile b { display: block; font-size: 23px; font-weight: 600; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 21px; font-weight: 600; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; margin: 10px 0; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 12px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }

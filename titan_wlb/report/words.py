@@ -137,6 +137,11 @@ def _lost(facts: RunFacts) -> list[str]:
             f"{percent(waiting)} is waiting for others. {most.name.capitalize()}{_in(most.place)} is idle most "
             f"({percent(most.idle_share)}), {least.name}{_in(least.place)} least ({percent(least.idle_share)})."
         )
+    if facts.share("blocked") >= 0.005:
+        lines.append(
+            f"{percent(facts.share('blocked'))} of the time was counted as compute but spent off the core: a wait that no "
+            "clock knows, or a sleep."
+        )
     if facts.share("starved") >= 0.05:
         lines.append(
             f"{percent(facts.share('starved'))} of the time a rank was ready and its core was another process's: "

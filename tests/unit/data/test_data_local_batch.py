@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_wlb.data.local_batch import NO_LABEL, read_micro_batch, read_step
+from titan_wlb.planning.kernel_file import default_kernel_profile
 from titan_wlb.planning.plan import Chunk, Document, MicroBatch, Segment, ShardPlan
-from titan_wlb.planning.sharding import STRATEGIES, shard
+from titan_wlb.planning.sharding import STRATEGIES, LatencyModel, shard
 
 BOS, EOS = 256, 257
+
+LATENCY = LatencyModel.of_model(default_kernel_profile("cpu", 16), n_heads=4, n_kv_heads=2, head_dim=16)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,8 @@ def many(tmp_path_factory):
 
 def read(index, segments, cp_rank=0, cp=1, tp=1, strategy="per_document", **kwargs):
     micro_batch = MicroBatch(tuple(segments), 0)
-    return read_micro_batch(0, micro_batch, shard(strategy, micro_batch.lengths, cp), index, cp_rank, tp, **kwargs)
+    plan = shard(strategy, micro_batch.lengths, cp, LATENCY)
+    return read_micro_batch(0, micro_batch, plan, index, cp_rank, tp, **kwargs)
 
 
 def segment_of(index, document, start=0, stop=None):

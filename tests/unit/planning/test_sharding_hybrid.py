@@ -43,7 +43,7 @@ def test_the_drawn_example():
     assert hybrid([9, 6, 3], 2, Tile(1, 1)) == ShardPlan(
         "hybrid",
         (9, 6, 3),
-        ((Chunk(0, 0, 3), Chunk(0, 6, 9), Chunk(2, 0, 3)), (Chunk(0, 3, 6), Chunk(1, 0, 6))),
+        ((Chunk(0, 0, 3), Chunk(2, 0, 3), Chunk(0, 6, 9)), (Chunk(1, 0, 6), Chunk(0, 3, 6))),
     )
     assert rank_works(hybrid([9, 6, 3], 2, Tile(1, 1)), Tile(1, 1)) == [36, 36]
 

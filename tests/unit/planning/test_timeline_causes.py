@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_step import Job, simulate
 
-from titan_wlb.planning.timeline.causes import CAUSES, SlowRanks, causes, lost_scalars
-from titan_wlb.planning.timeline.measured import measured
+from titan_wlb.planning.timeline.causes import CAUSES, SlowRanks, causes, causes_of, lost_scalars
+from titan_wlb.planning.timeline.measured import measured, measured_of_packed
 from titan_wlb.planning.timeline.peers import usual
 from titan_wlb.planning.timeline.schedule import Action
-from titan_wlb.records import COMPUTE, CP, STARVED, TIMES, Layout, Section, StepRecord, StepTimes
+from titan_wlb.records import COMPUTE, CP, STARVED, TIMES, Layout, Section, StepRecord, StepTimes, pack
 
 JOBS = {
     "cp2": Job(Layout(cp=2)),
@@ -46,7 +46,7 @@ def axis_of(layout: Layout) -> set[str]:
 
 
 def on_the_critical_path(job: Job) -> list[tuple[int, Action]]:
-    """The first rank's first forward and its last backward, and those of the last rank that start and end a pipeline."""
+    """The first rank's first forward and last backward, and the last rank's last backward."""
     last_stage = (job.pipeline.num_stages if job.pipeline else 1) - 1
     last_rank, last = job.layout.size - 1, job.micro_batches - 1
     return [
@@ -60,7 +60,7 @@ def on_the_critical_path(job: Job) -> list[tuple[int, Action]]:
 def test_a_step_without_delays_is_replayed_and_has_lost_nothing(name):
     result = found(JOBS[name])
     assert result.replayed_ms == pytest.approx(result.measured_ms)
-    assert result.lost_ms == pytest.approx({cause: 0.0 for cause in CAUSES} | {"data": 0.25})
+    assert result.lost_ms == pytest.approx(dict.fromkeys(CAUSES, 0.0) | {"data": 0.25})
     assert not result.late_ms
 
 
@@ -269,6 +269,18 @@ def test_what_does_not_fit_is_refused_in_one_line():
 def test_the_same_records_give_the_same_numbers():
     results = [found(JOBS["pp2 dp2 cp2"], {(3, Action("F", 0, 1)): 7.7}) for _ in range(2)]
     assert results[0] == results[1]
+
+
+@jobs
+def test_packed_records_give_the_same(name):
+    job = JOBS[name]
+    records = simulate(job, {(0, Action("F", 0, 0)): 20.0})
+    rows = [pack(record) for record in records]
+    packed = np.array([[*row, *(-9.0,) * (max(map(len, rows)) + 12 - len(row))] for row in rows])
+    result = causes_of(measured_of_packed(packed, job.layout), job.pipeline, number=7)
+    assert result == causes(records, job.layout, job.pipeline)
+    with pytest.raises(ValueError, match="records of a step, but"):
+        measured_of_packed(packed[1:], job.layout)
 
 
 def test_every_rank_and_delay_is_told_apart():

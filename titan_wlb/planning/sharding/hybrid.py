@@ -2,12 +2,12 @@
 
     CP = 2, documents A of 9 tokens, B of 6, C of 3, tile 1 x 1: 9 tokens and 36 cells for each rank
 
-    A A A | A A A | A A A       rank 0: A[0, 3) A[6, 9) C      1 + 2 + 3 and 7 + 8 + 9 cells, and 6 of C: 36
-    B B B B B B                 rank 1: A[3, 6) B              4 + 5 + 6 cells, and 21 of B: 36
+    A A A | A A A | A A A       rank 0: A[0, 3) C A[6, 9)      1 + 2 + 3 cells, 6 of C, and 7 + 8 + 9: 36
+    B B B B B B                 rank 1: B A[3, 6)              21 of B, and 4 + 5 + 6 cells: 36
     C C C
 
 Per-document sharding would cut each of them into four chunks, and each rank would need every row of the other. Here
-rank 0 needs A[3, 6), and rank 1 A[0, 3).
+rank 0 needs A[3, 6), and rank 1 A[0, 3). What needs nothing of others stands first on each rank.
 
 Ranks hold equally many tokens to within one. Work is counted in the kernel's tiles (``planning/tiles.py``) and evened
 out without adding any: ``hybrid_pool.py`` says where a cut costs nothing, ``hybrid_fill.py`` who gets what, and
@@ -28,6 +28,7 @@ from titan_wlb.planning.sharding.hybrid_cut import Rank
 from titan_wlb.planning.sharding.hybrid_fill import Filler
 from titan_wlb.planning.sharding.hybrid_pool import Pool, TileCosts
 from titan_wlb.planning.sharding.hybrid_repair import even_out
+from titan_wlb.planning.sharding.needed import local_first
 from titan_wlb.planning.tiles import FLASH_TILE, Tile
 
 TOLERANCES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # a family of plans to choose from
@@ -65,7 +66,7 @@ def hybrid(lengths: Sequence[int], cp: int, tile: Tile = FLASH_TILE, tolerance: 
     aim, goal = (share * (1 + tolerance + part * _uneven(cp)) for part in (0.5, 1))
     chunks = even_out(filled, works, costs, aim, goal, _TRADES * cp)
     whole = [map(Chunk, of_rank.tolist(), repeat(0), tokens[of_rank].tolist()) for of_rank in dealt]
-    ranks = tuple(tuple(sorted(chain(*of_rank))) for of_rank in zip(chunks, whole, strict=True))
+    ranks = tuple(local_first(sorted(chain(*of_rank))) for of_rank in zip(chunks, whole, strict=True))
     return ShardPlan("hybrid", tuple(tokens.tolist()), ranks)
 
 

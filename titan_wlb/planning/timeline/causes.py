@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from titan_wlb.planning.timeline.measured import Floats, Own, measured
+from titan_wlb.planning.timeline.measured import Floats, Measured, Own, measured
 from titan_wlb.planning.timeline.peers import evened, usual
 from titan_wlb.planning.timeline.rerun import step_times
 from titan_wlb.planning.timeline.schedule import Schedule
@@ -88,6 +88,33 @@ def causes(
         ValueError: records, works or schedule are of another layout than ``layout``.
     """
     step = measured(records, layout)
+    return causes_of(
+        step,
+        schedule,
+        number=records[0].times.step,
+        works=works,
+        stage_works=stage_works,
+        slow_rank=slow_rank,
+        wires=wires,
+    )
+
+
+def causes_of(
+    step: Measured,
+    schedule: Schedule | None = None,
+    *,
+    number: int,
+    works: npt.ArrayLike | None = None,
+    stage_works: Sequence[float] | None = None,
+    slow_rank: int = -1,
+    wires: str = "independent",
+) -> Causes:
+    """The same from a step's arrays, ``measured_of_packed`` say.
+
+    Args:
+        number: of the step.
+    """
+    layout = step.layout
     num_micro_batches = step.own.actions.shape[-1]
     if layout.pp > 1 and schedule is None:
         raise ValueError(f"a pipeline of {layout.pp} ranks needs its schedule")
@@ -96,8 +123,9 @@ def causes(
             f"records of {layout.pp} pipeline ranks and {num_micro_batches} micro-batches, "
             f"but a schedule of {schedule.pp} and {schedule.num_micro_batches}"
         )
-    own, even = step.own, evened(
-        step, _works(works, layout, num_micro_batches), _stage_works(stage_works, step.own.actions.shape[2])
+    own, even = (
+        step.own,
+        evened(step, _works(works, layout, num_micro_batches), _stage_works(stage_works, step.own.actions.shape[2])),
     )
     late = _late_ms(own, even.peers)
     if slow_rank < 0:
@@ -118,7 +146,7 @@ def causes(
     stand_out = {name: _late_ms(own, case) for name, case in cases.items()}
     stand_out |= {"data": own.data, "slow_rank": late, "starved": _late_ms(own + step.starved, own)}
     return Causes(
-        step=records[0].times.step,
+        step=number,
         measured_ms=step.step_ms,
         replayed_ms=replayed,
         lost_ms={name: max(before[name] - without[name], 0.0) for name in CAUSES},

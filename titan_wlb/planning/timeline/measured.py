@@ -18,12 +18,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from titan_wlb.planning.timeline.schedule import Action
-from titan_wlb.records import COMPUTE, CP, DATA, FSDP, KINDS, OTHER, PIPELINE, STARVED, Layout, StepRecord
+from titan_wlb.records import (
+    COMPUTE,
+    CP,
+    DATA,
+    FSDP,
+    KINDS,
+    OTHER,
+    PIPELINE,
+    STARVED,
+    TIMES,
+    Layout,
+    StepRecord,
+    packed_size,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,24 +120,32 @@ def measured(records: Sequence[StepRecord], layout: Layout) -> Measured:
     if len(records) != layout.size:
         raise ValueError(f"{len(records)} records of a step, but {layout} has {layout.size} ranks")
     kinds = {kind: number for number, kind in enumerate(KINDS)}
-    rows = np.array(
-        [
-            (rank, kinds[section.kind], section.stage, section.micro_batch, section.start_ms, *section.times_ms)
-            for rank, record in enumerate(records)
-            for section in record.times.sections
-        ],
-        dtype=np.float64,
+    rows = (
+        (rank, kinds[section.kind], section.stage, section.micro_batch, section.start_ms, *section.times_ms)
+        for rank, record in enumerate(records)
+        for section in record.times.sections
     )
-    return measured_of_rows(rows, layout)
+    return _measured(np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 5 + len(TIMES)), layout)
 
 
-def measured_of_rows(rows: Floats, layout: Layout) -> Measured:
-    """The same from plain numbers.
+def measured_of_packed(packed: Floats, layout: Layout) -> Measured:
+    """The same from records as they travel, which spares a large job their objects.
 
     Args:
-        rows: one per section, a rank's in their order: rank, place of the kind in ``KINDS``, stage, micro-batch, start,
-            times as in ``TIMES``.
+        packed: per rank what ``titan_wlb.records.pack`` gives, padded to one length, [ranks, numbers].
+
+    Raises:
+        ValueError: there are not as many rows as the layout has ranks.
     """
+    if len(packed) != layout.size:
+        raise ValueError(f"{len(packed)} records of a step, but {layout} has {layout.size} ranks")
+    sections = packed[:, packed_size(0) :].reshape(layout.size, -1, 4 + len(TIMES))
+    rank, place = np.nonzero(np.arange(sections.shape[1]) < packed[:, 2:3])
+    return _measured(np.column_stack([rank, sections[rank, place]]), layout)
+
+
+def _measured(rows: Floats, layout: Layout) -> Measured:
+    """From rows of one section each, a rank's in their order: rank, kind, stage, micro-batch, start, times."""
     rank, kind, stage, micro_batch = (rows[:, column].astype(np.int64) for column in range(4))
     start, times = rows[:, 4], rows[:, 5:]
     is_action = np.isin(kind, list(_DIRECTION))

@@ -48,7 +48,8 @@ def usual(values: Floats, axis: int | tuple[int, ...]) -> Floats:
     """Median over an axis, which stays with size 1; of two values the smaller."""
     axes = axis if isinstance(axis, tuple) else (axis,)
     if np.prod([values.shape[place] for place in axes]) <= 2:
-        return values.min(axis=axes, keepdims=True)
+        smaller: Floats = values.min(axis=axes, keepdims=True)
+        return smaller
     median: Floats = np.median(values, axis=axes, keepdims=True)
     return median
 
@@ -93,7 +94,7 @@ def evened(measured: Measured, works: Floats, stage_works: Floats) -> Evened:
 
 
 def _even_where_met(part: Floats, met: npt.NDArray[np.bool_]) -> Floats:
-    """Parts of a DP rank's work per micro-batch, the same on all DP ranks where these meet; the rest as it was dealt."""
+    """What part of a DP rank's work a micro-batch is: the same for all where they meet, the rest as it was dealt."""
     part = np.broadcast_to(part, np.broadcast_shapes(part.shape, met.shape))
     mean = np.where(met, part.mean(axis=0, keepdims=True), 0.0)
     rest = np.where(met, 0.0, part)

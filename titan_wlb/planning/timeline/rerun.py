@@ -42,8 +42,8 @@ def step_times(measured: Measured, own: Own, schedule: Schedule | None, *, wires
     phases = own.phases
     begun = phases[..., START] + phases[..., HEAD] + own.data + measured.other
     free = [begun[..., rank] for rank in range(pp)]  # when a rank is done with what it does now
-    meets_cp = (measured.exchange > 0).any(axis=(0, 1))
-    meets_fsdp = (measured.gather > 0).any(axis=(0, 1))
+    meets_cp = measured.exchange.max(axis=(0, 1)) > 0
+    meets_fsdp = measured.gather.max(axis=(0, 1)) > 0
     gathers_again = measured.gathers_again
     ends: list[Floats] = []
     for place, ((kind, stage, micro_batch), travels, after) in enumerate(events):
@@ -51,26 +51,26 @@ def step_times(measured: Measured, own: Own, schedule: Schedule | None, *, wires
         if travels:
             ends.append(_latest([ends[before] for before in after]))
             continue
-        rank, key = stage % pp, (stage, direction, micro_batch)
+        rank = stage % pp
+        cell = ..., stage, direction, micro_batch
         time = _latest([free[rank], *(ends[before] for before in after)])
-        is_met = meets_fsdp[key]
+        is_met = meets_fsdp[stage, direction, micro_batch]
         if is_met and (direction == FORWARD or gathers_again):
             time = time.max(axis=_FSDP, keepdims=True)
-        time = time + own.actions[(..., *key)]
-        if meets_cp[key]:
-            time = time.max(axis=_CP, keepdims=True) + measured.exchange[(..., *key)]
+        time = time + own.actions[cell]
+        if meets_cp[stage, direction, micro_batch]:
+            time = time.max(axis=_CP, keepdims=True) + measured.exchange[cell]
         if is_met:
-            time = time.max(axis=_FSDP, keepdims=True) + measured.gather[(..., *key)]
+            time = time.max(axis=_FSDP, keepdims=True) + measured.gather[cell]
         ends.append(time)
         if place == last_backward[stage] and (own.reductions[..., stage].any() or measured.reduce[stage] > 0):
             time = time + own.reductions[..., stage]
             if measured.reduce[stage] > 0:
                 time = time.max(axis=_FSDP, keepdims=True) + measured.reduce[stage]
         free[rank] = time
-    met = np.stack(
-        [(time + phases[..., rank, NORM]).max(axis=_FSDP) for rank, time in enumerate(free)]
-    ).max(axis=0)
-    return met + measured.norm + measured.tail
+    met = np.stack([(time + phases[..., rank, NORM]).max(axis=_FSDP) for rank, time in enumerate(free)]).max(axis=0)
+    times: Floats = met + measured.norm + measured.tail
+    return times
 
 
 def _latest(times: list[Floats]) -> Floats:
