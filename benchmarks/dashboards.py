@@ -9,6 +9,7 @@ See clocks.md for what they gave.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import tempfile
@@ -79,6 +80,7 @@ def plan_of(layout: Layout, step: int) -> StepPlan:
 
 def writing() -> None:
     """Milliseconds, median of ``STEPS`` logged steps each, and what a step adds to the files."""
+    gc.disable()  # as TorchTitan does
     print(
         " ranks   " + "".join(f"{name:>10}" for name in PARTS) + "  ms" + f"{'table':>10}{'view':>10}{'line':>10}  KB"
     )

@@ -24,7 +24,7 @@ from titan_wlb.metrics.budget import Budget
 from titan_wlb.records import Layout
 from titan_wlb.records.per_rank import ACTIONS_TAG, PER_RANK_TAG, PLAN_TAG, PLUGIN_NAME, SCHEMA_TAG, PerRankSchema
 
-STEP_VIEW_BYTES = 16_384  # of plan and actions together, per logged step on the mean
+STEP_VIEW_BYTES = 32_768  # of plan and actions together, per logged step on the mean
 COMPARED = ("wlb/run/imbalance_degree", "wlb/run/idle_share", "wlb/run/tokens_per_second")  # of the HParams tab
 CHARTS = {
     "Imbalance": {

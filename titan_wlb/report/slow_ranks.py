@@ -54,12 +54,14 @@ class SlowRanks:
         ranks: for "same" all that are, else those with the largest excess; at most 8, the largest excess first.
         share_of_steps: with a slow rank.
         num_same: ranks that are slow in most steps.
+        num_steps: that were looked at.
     """
 
     kind: str
     ranks: tuple[SlowRank, ...]
     share_of_steps: float
     num_same: int
+    num_steps: int
 
 
 def most_steps(num_steps: int) -> float:
@@ -80,7 +82,7 @@ def slow_ranks(own_ms: npt.NDArray[np.float32], layout: Layout, most: int = 8) -
     """
     steps, ranks = own_ms.shape
     if ranks == layout.pp:
-        return SlowRanks("alone", (), 0.0, 0)
+        return SlowRanks("alone", (), 0.0, 0, steps)
     of_stage = _over_peers(own_ms, ranks // layout.pp)
     share_of_steps = float((of_stage[0] >= SLOW_FROM).any(axis=1).mean())
     found = [of_stage]
@@ -103,7 +105,7 @@ def slow_ranks(own_ms: npt.NDArray[np.float32], layout: Layout, most: int = 8) -
         kind = "same"
     else:
         kind = "rotating" if share_of_steps >= 0.5 else "even"
-    return SlowRanks(kind, tuple((same or everybody)[:most]), share_of_steps, len(same))
+    return SlowRanks(kind, tuple((same or everybody)[:most]), share_of_steps, len(same), steps)
 
 
 def _over_peers(own_ms: npt.NDArray[np.float32], peers: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -97,12 +97,13 @@ def _compared(runs: Sequence[RunFacts]) -> list[str]:
         lines += wrap(sentence, WIDTH - 2, initial_indent="  ", subsequent_indent="    ")
     rows = comparison_rows(runs)
     label_width = max(len(row.label) for row in rows)
-    widths = [max(len(run.name), 9) for run in runs]
-    names = "".join(
-        f"  {run.name:>{width}}{'' if i == 0 else ' ' * 7}"
-        for i, (run, width) in enumerate(zip(runs, widths, strict=True))
+    most = max((WIDTH - label_width - 2) // len(runs) - 9, 9)  # of a name; behind a value comes a ratio
+    names = [run.name if len(run.name) <= most else f"{run.name[: most - 3]}..." for run in runs]
+    widths = [max(len(name), 9) for name in names]
+    head = (
+        f"  {name:>{width}}{' ' * 7 if i else ''}" for i, (name, width) in enumerate(zip(names, widths, strict=True))
     )
-    lines += ["", f"  {'':<{label_width}}{names}".rstrip()]
+    lines += ["", f"  {'':<{label_width}}{''.join(head)}".rstrip()]
     for row in rows:
         cells = [
             f"  {value or '-':>{width}}{'' if i == 0 else f' {ratio:>6}'}"

@@ -82,24 +82,23 @@ def story(facts: RunFacts) -> list[str]:
 
 def slow_words(facts: RunFacts) -> list[str]:
     """Whether it is always the same rank."""
-    slow, steps = facts.slow, facts.last_era.last - facts.last_era.first + 1
-    over = f"{100 * (SLOW_FROM - 1):.0f} %"
+    slow, over = facts.slow, f"{100 * (SLOW_FROM - 1):.0f} %"
     if slow.kind == "alone":
         return []
     if slow.kind == "few":
-        return [f"Too few steps to tell a slow rank from chance ({steps}; at least 9)."]
+        return [f"Too few steps to tell a slow rank from chance ({slow.num_steps}; at least 9)."]
     if slow.kind == "same":
         named = ", ".join(
-            f"rank {one.rank} (in {percent(one.share_of_steps)} of the steps, {percent(one.excess)} slower)"
+            f"rank {one.rank} (slow in {percent(one.share_of_steps)} of the steps, by {percent(one.excess)})"
             for one in slow.ranks[:4]
         )
         more = f" and {slow.num_same - 4} more" if slow.num_same > 4 else ""
-        one, is_ = ("rank", "is") if slow.num_same == 1 else ("ranks", "are")
-        return [f"Always the same {one} {is_} slow, which points to a machine: {named}{more}."]
+        are = "rank is" if slow.num_same == 1 else "ranks are"
+        return [f"Always the same {are} slow, which points to a machine: {named}{more}."]
     if slow.kind == "rotating":
         return [
-            f"In {percent(slow.share_of_steps)} of the steps a rank works {over} longer than its peers or more, but not "
-            "always the same: that is the data, not a machine."
+            f"In {percent(slow.share_of_steps)} of the steps a rank works at least {over} longer than its peers, but "
+            "not always the same, which points to the data and not to a machine."
         ]
     return [
         f"No rank is slow: in {percent(1 - slow.share_of_steps)} of the steps all are within {over} of their peers."
@@ -139,8 +138,8 @@ def _lost(facts: RunFacts) -> list[str]:
         )
     if facts.share("blocked") >= 0.005:
         lines.append(
-            f"{percent(facts.share('blocked'))} of the time was counted as compute but spent off the core: a wait that no "
-            "clock knows, or a sleep."
+            f"{percent(facts.share('blocked'))} of the time is counted as compute but was spent off the core: a wait "
+            "that no clock knows, or a sleep."
         )
     if facts.share("starved") >= 0.05:
         lines.append(
@@ -186,9 +185,7 @@ def comparison(runs: Sequence[RunFacts]) -> list[str]:
             lines.append(f"The layouts differ ({other.eras[-1].layout}; {first.eras[-1].layout}): not like with like.")
         starved = max(other.share("starved"), first.share("starved"))
         if starved >= 0.05:
-            lines.append(
-                f"Up to {percent(starved)} of the time cores were taken by other processes: do not trust ratios."
-            )
+            lines.append(f"Other processes took up to {percent(starved)} of the cores' time: do not trust the ratios.")
     return lines
 
 

@@ -3,8 +3,8 @@
     CP rank 0    F: work 5 | K/V exchange ~~~~~~ | work 5         ~ waits, in the records' cp
     CP rank 1    F: work 5 + plant 6 ---- | K/V exchange | work 5
 
-TP ranks are not simulated to meet. Written apart from the replay: ranks run torch's posts and waits (``program``), meet in every layer's exchange, in FSDP's
-gathers and reductions, and in the norm.
+Written apart from the replay: ranks run torch's posts and waits (``program``), meet in every layer's exchange, in
+FSDP's gathers and reductions, and in the norm. TP ranks do not meet here.
 """
 
 from __future__ import annotations

@@ -155,17 +155,17 @@ def _measured(rows: Floats, layout: Layout) -> Measured:
     cell = ((rank * virtual + stage // layout.pp) * 2 + direction) * num + micro_batch
 
     def actions(values: Floats) -> Floats:
-        sums = np.bincount(cell[is_action], values[is_action], layout.size * virtual * 2 * num)
+        sums = _sums(cell[is_action], values[is_action], layout.size * virtual * 2 * num)
         return _by_stage(sums, layout, virtual, (2, num))
 
     def reductions(values: Floats) -> Floats:
         chosen = kind == _REDUCE
-        sums = np.bincount((rank * virtual + stage // layout.pp)[chosen], values[chosen], layout.size * virtual)
+        sums = _sums((rank * virtual + stage // layout.pp)[chosen], values[chosen], layout.size * virtual)
         return _by_stage(sums, layout, virtual, ())
 
     def phase(which: int, values: Floats) -> Floats:
         chosen = kind == which
-        return _by_rank(np.bincount(rank[chosen], values[chosen], layout.size), layout)
+        return _by_rank(_sums(rank[chosen], values[chosen], layout.size), layout)
 
     def of_ranks(in_actions: Floats, elsewhere: Floats, late: Floats, data: Floats) -> Own:
         phases = (late, *(phase(which, elsewhere).max(axis=3) for which in (_HEAD, _NORM)))
@@ -176,7 +176,7 @@ def _measured(rows: Floats, layout: Layout) -> Measured:
     np.minimum.at(tail_starts, rank[kind == _TAIL], start[kind == _TAIL])
     late = _by_rank(tail_starts.max() - tail_starts, layout).max(axis=3)
     tail = float(phase(_TAIL, times[:, COMPUTE] + times[:, STARVED] + times[:, OTHER]).max(axis=3).min())
-    data = _by_rank(np.bincount(rank, times[:, DATA], layout.size), layout).max(axis=3)
+    data = _by_rank(_sums(rank, times[:, DATA], layout.size), layout).max(axis=3)
     first = is_action & (rank == 0)
     return Measured(
         layout=layout,
@@ -196,13 +196,21 @@ def _measured(rows: Floats, layout: Layout) -> Measured:
     )
 
 
+def _sums(places: npt.NDArray[np.int64], values: Floats, number: int) -> Floats:
+    """Of the values at each of so many places."""
+    sums: Floats = np.bincount(places, values, number).astype(np.float64)
+    return sums
+
+
 def _by_rank(values: Floats, layout: Layout) -> Floats:
     """[dp, cp, pp, tp] of one value per rank."""
-    return values.reshape(layout.pp, layout.dp, layout.cp, layout.tp).transpose(1, 2, 0, 3)
+    by_rank: Floats = values.reshape(layout.pp, layout.dp, layout.cp, layout.tp).transpose(1, 2, 0, 3)
+    return by_rank
 
 
 def _by_stage(values: Floats, layout: Layout, virtual: int, inner: tuple[int, ...]) -> Floats:
     """[dp, cp, tp, stages, *inner] of [ranks, virtual stages, *inner]; stage = virtual stage x pp + pp rank."""
     shaped = values.reshape(layout.pp, layout.dp, layout.cp, layout.tp, virtual, *inner)
     moved = np.moveaxis(shaped, 0, 4)
-    return moved.reshape(layout.dp, layout.cp, layout.tp, virtual * layout.pp, *inner)
+    by_stage: Floats = moved.reshape(layout.dp, layout.cp, layout.tp, virtual * layout.pp, *inner)
+    return by_stage
