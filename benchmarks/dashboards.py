@@ -1,6 +1,7 @@
-"""What the dashboards cost: python benchmarks/dashboards.py writing | posting | fetching
+"""What the dashboards cost: python benchmarks/dashboards.py writing | files | posting | fetching
 
 writing     on the rank that logs, per logged step, by number of ranks; bytes of the event file and of records.jsonl
+files       size of the event file after 1,000 logged steps: scalars, tables, plans and actions
 posting     a logged step on 2, 4 and 8 CPU ranks: posting to the store, beside gathering by collectives
 fetching    the thread of the rank that logs, with the records of up to 16,384 ranks in the store
 
@@ -143,6 +144,27 @@ def _plan_text(plan: StepPlan, costs: Any) -> str:
     return plan_text(plan, costs, packing="original", context_window=131_072)
 
 
+def files() -> None:
+    """Megabytes, with the same step a thousand times; a minute and more at the most ranks."""
+    for layout in LAYOUTS:
+        records, plan = records_of(layout, 1), plan_of(layout, 1)
+        rows = per_rank_rows(records)
+        view = _plan_text(plan, []), actions_text(records, layout)
+        values = _scalars(layout, records, [], rows)
+        with tempfile.TemporaryDirectory() as folder:
+            writer = SummaryWriter(folder, max_queue=1000)
+            events = EventFile(writer, layout)
+            start = time.perf_counter()
+            for step in range(1, 1001):
+                for tag, value in values.items():
+                    writer.add_scalar(tag, value, step)
+                events.write_step(step, rows, lambda view=view: view)
+            writer.close()
+            seconds = time.perf_counter() - start
+            megabytes = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
+        print(f"{layout.size} ranks: {megabytes:.1f} MB with {len(values)} scalars, in {seconds:.1f} s", flush=True)
+
+
 def posting() -> None:
     """Milliseconds a logged step on the training thread, the mean over steps of the slowest rank."""
     for num_ranks in (2, 4, 8):
@@ -208,4 +230,4 @@ def fetching() -> None:
 
 
 if __name__ == "__main__":
-    {"writing": writing, "posting": posting, "fetching": fetching}[sys.argv[1]]()
+    {"writing": writing, "files": files, "posting": posting, "fetching": fetching}[sys.argv[1]]()

@@ -240,12 +240,12 @@ class WLBTrainer(Trainer):
             grad_norm.item(),
             extra_metrics={"n_tokens_seen": self.ntokens_seen, "lr": learning_rate},
         )
+        self.reporter.config = self.dataloader.planner.config  # a checkpoint's packing stays in force
         self.reporter.log(self.clock.read(), batch.plan, mean_loss)
 
     def train(self) -> None:
         """TorchTitan's loop, closed by a table of where the time went."""
         super().train()
-        self.reporter.config = self.dataloader.planner.config  # a checkpoint's packing stays in force
         self.reporter.finish()
 
     def close(self) -> None:

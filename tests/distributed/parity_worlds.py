@@ -42,7 +42,7 @@ from titan_wlb.models.llama3_wlb.flavors import FLAVORS
 from titan_wlb.trainer import WLBTrainer
 from titan_wlb.validate import check_config
 
-SECONDS_PER_WORLD = 240
+SECONDS_PER_WORLD = 400
 CHECK_AGAINST_STOCK = ("one_process", "one_process_original")
 
 

@@ -50,8 +50,8 @@ class LostTime:
     def __call__(self, records: Sequence[StepRecord], plan: StepPlan) -> tuple[Mapping[str, float], int]:
         """(cause -> ms that the step would have gained, the rank that is slow in most steps or -1).
 
-        The slow rank's own loss is 0 until there is one. ``replay_error`` then holds replayed / measured - 1. Nothing is
-        told of pipelines whose schedule the timeline does not know.
+        The slow rank's own loss is 0 until there is one. ``replay_error`` then holds replayed / measured - 1. Nothing
+        is told of pipelines whose schedule the timeline does not know.
 
         Args:
             records: of all ranks, in the order of their ranks.

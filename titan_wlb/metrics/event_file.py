@@ -21,6 +21,7 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from torch.utils.tensorboard.summary import hparams
 
 from titan_wlb.metrics.budget import Budget
+from titan_wlb.planning.timeline.causes import CAUSES
 from titan_wlb.records import Layout
 from titan_wlb.records.per_rank import ACTIONS_TAG, PER_RANK_TAG, PLAN_TAG, PLUGIN_NAME, SCHEMA_TAG, PerRankSchema
 
@@ -38,7 +39,7 @@ CHARTS = {
         ],
         "Lost by cause, ms (what the step would have gained)": [
             "Multiline",
-            [f"wlb/lost/{cause}_ms" for cause in ("cp", "pipeline", "dp", "slow_rank", "data")],
+            [f"wlb/lost/{cause}_ms" for cause in CAUSES],
         ],
         "Imbalance degree by axis": [
             "Multiline",

@@ -19,6 +19,7 @@ from titan_wlb.compat.store import store_with_queues
 from titan_wlb.compat.trainer import metrics_rank, tensorboard_folder
 from titan_wlb.data.index import Index
 from titan_wlb.metrics.budget import Budget
+from titan_wlb.metrics.causes import LostTime
 from titan_wlb.metrics.event_file import EventFile
 from titan_wlb.metrics.gather import gather_records, groups_of
 from titan_wlb.metrics.history import History
@@ -27,7 +28,7 @@ from titan_wlb.metrics.mailbox import Mailbox
 from titan_wlb.metrics.run_means import RunMeans
 from titan_wlb.metrics.scalars import scalars
 from titan_wlb.metrics.step_view import actions_text, plan_text
-from titan_wlb.metrics.stragglers import NO_RANK, StragglerLog, slowest_table
+from titan_wlb.metrics.stragglers import StragglerLog, slowest_table
 from titan_wlb.metrics.summary import summary_table
 from titan_wlb.planning.lengths import FirstSegments
 from titan_wlb.planning.packing.measures import in_flight_tokens
@@ -71,7 +72,7 @@ class Reporter:
         planner_config: in force at the start of the run.
         pipeline: that micro-batches run through.
         rank_ms: from a micro-batch's predicted cost in ns to what each of its ranks computes, in ms.
-        causes: finds a step's lost time by cause; called in the order of the logged steps.
+        causes: finds a step's lost time by cause, called in the order of the logged steps; by default ``LostTime``.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Reporter:
         self._run_means = RunMeans()
         self._waiting_tokens = self._tokens = self._last_step = self._num_written = 0
         self._strategies: Counter[str] = Counter()
-        self._causes, self._stragglers = causes, StragglerLog(layout)
+        wires = "independent" if device.type == "cpu" else "in_order"
+        self._causes = causes or LostTime(layout, pipeline, planner_config.workload, rank_ms, wires=wires)
+        self._stragglers = StragglerLog(layout)
         is_writer = dist.get_rank() == self.rank
         self.records = RecordWriter(f"{job_config.job.dump_folder}/wlb/records.jsonl") if is_writer else None
         self._recording = Budget(RECORDED_SECTIONS)
@@ -149,7 +152,7 @@ class Reporter:
         plan, loss = logged.plan, logged.loss
         costs = micro_batch_costs(records, self.layout, self._predicted_ms(plan))
         self.history.add(records, predicted_imbalance_degree=plan.imbalance_degree, costs=costs, loss=loss)
-        lost_ms, slow_rank = self._causes(records, plan) if self._causes is not None else ({}, NO_RANK)
+        lost_ms, slow_rank = self._causes(records, plan)
         rows = per_rank_rows(records)
         values = scalars(
             records,
@@ -170,8 +173,7 @@ class Reporter:
         if self._chooses_sharding:
             chosen = [shard.strategy for shard in plan.shards]
             values |= {f"wlb/sharding/{name}": chosen.count(name) / len(chosen) for name in CHOSEN}
-        if self._causes is not None:
-            values["wlb/lost/slow_rank"] = float(slow_rank)
+        values["wlb/lost/slow_rank"] = float(slow_rank)
         values |= self._run_means.add(self.history, plan.tokens, values["wlb/step_ms"])
         self.processor.logger.log(values, plan.step)
         self._write_tables(records, plan, costs, rows)

@@ -9,7 +9,7 @@
 ``wlb/actions`` of the same step, ms, on each rank's own clock from the beginning of its step:
 
     {"version": 1, "step": 7, "num_ranks": 2, "fields": ["kind", "stage", "micro_batch", "start", "wall", "compute",
-     ...], "ranks": [{"rank": 0, "actions": [["head", -1, -1, 0.0, 1.2, 1.0, ...], ["F", 0, 0, 1.2, 9.8, ...], ...]},
+     ...], "ranks": [{"rank": 0, "actions": [["head", -1, -1, 0, 1.2, 1.0, ...], ["F", 0, 0, 1.2, 9.8, ...], ...]},
      ...]}
 
 Both are bounded. A plan lists all micro-batches, but the lengths and arrivals of at most ``MAX_DOCUMENTS`` documents:
@@ -81,7 +81,7 @@ def actions_text(records: Sequence[StepRecord], layout: Layout) -> str:
     ranks = []
     for rank in ranks_shown([record.times.times_ms[COMPUTE] for record in records], layout):
         actions = [
-            [s.kind, s.stage, s.micro_batch, *(round(ms, 2) for ms in (s.start_ms, s.wall_ms, *s.times_ms))]
+            [s.kind, s.stage, s.micro_batch, *(round(ms, 2) or 0 for ms in (s.start_ms, s.wall_ms, *s.times_ms))]
             for s in records[rank].times.sections
         ]
         ranks.append({"rank": rank, "actions": actions})

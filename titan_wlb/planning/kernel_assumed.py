@@ -7,7 +7,8 @@
 Guessed: a busy kernel reaches half of the peak forward and two fifths backward (between what the FlashAttention papers
 report of versions 2 and 3 on an H100), four fifths of that below 256 query rows (the paper: from there on TMA multicast
 pays), and k / (k + 256) of it with k keys; one tile alone has its multiprocessor's part; a launch costs 5 us; NVLink
-gives two thirds of its one direction, a collective costs 20 us; gathering rows reads and writes memory once, adding
+gives two thirds of its one direction, a collective costs 20 us, and what surrounds an exchange 25 us forward and 50
+backward (ten and twenty small kernels); gathering rows reads and writes memory once, adding
 them back moves it twice that, at seven tenths of the data sheet's rate.
 
 Only ratios of times decide a plan, so that a wrong peak does no harm; a wrong ratio of exchange to compute does.
@@ -76,8 +77,8 @@ def assumed_profile(gpu: Gpu) -> KernelProfile:
         head_dim=128,
         queries=_QUERIES,
         keys=_KEYS,
-        forward=_rates(gpu, gpu.flops // 2, Tile(128, 128)),
-        backward=_rates(gpu, gpu.flops * 2 // 5, Tile(64, 128)),
+        forward=_rates(gpu, gpu.flops // 2, Tile(128, 128), per_exchange=25_000),
+        backward=_rates(gpu, gpu.flops * 2 // 5, Tile(64, 128), per_exchange=50_000),
         exchange_origin="assumed",
         exchange={name: Link(latency=20_000, bytes_per_second=gpu.link * 2 // 3) for name in COLLECTIVES},
         select_bytes=gpu.memory * 7 // 20,
@@ -85,7 +86,7 @@ def assumed_profile(gpu: Gpu) -> KernelProfile:
     )
 
 
-def _rates(gpu: Gpu, top: int, tile: Tile) -> Rates:
+def _rates(gpu: Gpu, top: int, tile: Tile, per_exchange: int) -> Rates:
     def rate(rows: int, keys: int) -> int:
         whole = top * (4 if rows < _SMALL_ROWS else 5) // 5 * keys // (keys + _KEYS_OF_HALF)
         return whole // _TERA * _TERA
@@ -96,4 +97,5 @@ def _rates(gpu: Gpu, top: int, tile: Tile) -> Rates:
         rectangle=tuple(tuple(rate(rows, rows + keys) for keys in _KEYS) for rows in _QUERIES),
         one_tile=top // gpu.multiprocessors,
         per_launch=5_000,
+        per_exchange=per_exchange,
     )

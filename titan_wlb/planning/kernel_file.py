@@ -3,8 +3,8 @@
     {"schema": "titan_wlb.kernel/1", "units": {...}, "origin": "measured", "note": ..., "device": "NVIDIA H100",
      "clock": "CUDA events", "kernel": "flash_attn", "dtype": "bfloat16", "versions": {...},
      "heads": 8, "kv_heads": 8, "head_dim": 128, "queries": [128, 256, ...], "keys": [128, 1024, ...],
-     "forward": {"tile": "128x128", "one_tile": ..., "per_launch": ..., "per_chunk": 0, "square": [...],
-                 "rectangle": [[...], ...]},
+     "forward": {"tile": "128x128", "one_tile": ..., "per_launch": ..., "per_chunk": 0, "per_exchange": ...,
+                 "square": [...], "rectangle": [[...], ...]},
      "backward": {...}, "exchange_origin": "assumed", "exchange": {"all_gather": {"latency": ..., ...}, ...},
      "select_bytes": ..., "add_bytes": ...}
 
@@ -30,7 +30,7 @@ _UNITS = {
     "dimension forward, 10 backward; cells of whole tiles",
     "tile": "query rows x keys",
     "one_tile": "FLOP/s of one head's deepest tile alone; 0: tiles run one after another",
-    "per_launch, per_chunk, latency": "ns",
+    "per_launch, per_chunk, per_exchange, latency": "ns",
     "bytes_per_second, select_bytes, add_bytes": "bytes/s of a rank",
 }
 _TEXTS = ("origin", "note", "device", "clock", "kernel", "dtype", "exchange_origin")
@@ -106,6 +106,7 @@ def kernel_to_json(profile: KernelProfile) -> dict[str, Any]:
             "one_tile": rates.one_tile,
             "per_launch": rates.per_launch,
             "per_chunk": rates.per_chunk,
+            "per_exchange": rates.per_exchange,
             "square": list(rates.square),
             "rectangle": [list(row) for row in rates.rectangle],
         }
@@ -146,6 +147,7 @@ def _rates(values: Any, direction: str, num_queries: int, num_keys: int) -> Rate
         one_tile=_integer(values, direction, "one_tile", least=0),
         per_launch=_integer(values, direction, "per_launch", least=0),
         per_chunk=_integer(values, direction, "per_chunk", least=0),
+        per_exchange=_integer(values, direction, "per_exchange", least=0),
     )
 
 

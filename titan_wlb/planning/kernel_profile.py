@@ -57,6 +57,8 @@ class Rates:
         one_tile: FLOP/s of a single head's deepest tile alone on the device; 0 where tiles run one after another.
         per_launch: ns of a call of the kernel, beside its tiles.
         per_chunk: ns of each chunk, beside its tiles: where chunks are calls of their own.
+        per_exchange: ns that each exchange of rows costs a rank in this direction, beside copies and transfer: what
+            prepares it and takes it apart, which nothing hides.
     """
 
     tile: Tile
@@ -65,6 +67,7 @@ class Rates:
     one_tile: int = 0
     per_launch: int = 0
     per_chunk: int = 0
+    per_exchange: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,7 +146,7 @@ def heatmap(run: Run) -> str:
 def cause_bars(runs: Sequence[RunFacts]) -> str:
     """What a step would have gained, a bar a cause and run; "" where no run recorded causes."""
     causes = sorted(
-        {cause for run in runs for cause in run.lost_ms},
+        {cause for run in runs for cause, ms in run.lost_ms.items() if ms >= 5e-4 * run.step_ms},
         key=lambda cause: (-max(run.lost_ms.get(cause, 0.0) for run in runs), cause),
     )
     if not causes:

@@ -49,9 +49,8 @@ class Step:
         return column
 
     def own_ms(self) -> npt.NDArray[np.float32]:
-        """What each rank worked by itself, [num_ranks]: compute, and starved, in which it had no core."""
-        own: npt.NDArray[np.float32] = self.ms("compute") + self.ms("starved")
-        return own
+        """What each rank worked by itself, [num_ranks]: compute. Who is starved is chance where ranks share cores."""
+        return self.ms("compute")
 
     @property
     def step_ms(self) -> float:

@@ -24,7 +24,9 @@ CAUSE_WORDS = {
     "pipeline": "micro-batches in a pipeline",
     "dp": "DP ranks",
     "slow_rank": "one slow rank",
+    "stage": "stages of a pipeline",
     "data": "the loader",
+    "starved": "other processes on the cores",
 }
 _IDLE_PLACES = ("pipeline", "cp_waiting", "cp_transfer", "fsdp_waiting", "fsdp_transfer", "data")
 _WAITING_PLACES = ("pipeline", "cp_waiting", "fsdp_waiting", "data")
@@ -109,13 +111,16 @@ def cause_words(facts: RunFacts) -> list[str]:
     """Why, where the run recorded it."""
     if not facts.lost_ms:
         return []
-    lost = sorted(facts.lost_ms.items(), key=lambda item: -item[1])
+    lost = [(cause, ms) for cause, ms in facts.lost_ms.items() if ms >= 5e-4 * facts.step_ms]
+    lost.sort(key=lambda item: -item[1])
+    if not lost:
+        return ["No single cause costs a step 0.05 % or more."]
     gains = ", ".join(
         f"{CAUSE_WORDS.get(cause, cause)} {duration(ms)} ({percent(ms / max(facts.step_ms, 1e-9))})"
         for cause, ms in lost
     )
     lines = [f"A step of {duration(facts.step_ms)} would have gained, had only these been even: {gains}."]
-    if facts.slow_rank is not None:
+    if facts.slow_rank is not None and facts.slow_rank[1] >= 0.5:
         rank, share = facts.slow_rank
         lines.append(f"Rank {rank} is named as the slow one in {percent(share)} of the steps.")
     return lines
@@ -213,7 +218,7 @@ def comparison_rows(runs: Sequence[RunFacts]) -> list[Row]:
         ),
         _row("delay of a token, steps", [run.delay_iterations for run in runs], ".3f"),
     ]
-    causes = dict.fromkeys(cause for run in runs for cause in run.lost_ms)
+    causes = dict.fromkeys(cause for run in runs for cause, ms in run.lost_ms.items() if ms >= 5e-4 * run.step_ms)
     rows += [
         _row(f"lost to {CAUSE_WORDS.get(cause, cause)}, ms a step", [run.lost_ms.get(cause) for run in runs], ".1f")
         for cause in causes

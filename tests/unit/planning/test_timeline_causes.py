@@ -196,7 +196,7 @@ def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_that_changes_is_not(
         always.add(slow if step % 3 else found(job))
         turns.add(found(job, {(step % 4, Action("B", 0, 1)): 20.0}))
         few.add(slow if step % 3 == 0 else found(job))
-        assert always.rank == (2 if step >= 4 else -1)
+        assert always.rank == (2 if step >= 7 else -1)
         assert turns.rank == few.rank == -1
     assert always.share == pytest.approx(0.65)
     result = found(job, {(2, Action("B", 0, 1)): 20.0}, slow_rank=always.rank)
@@ -209,6 +209,16 @@ def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_that_changes_is_not(
     for _ in range(20):
         always.add(found(job))
     assert (always.rank, always.share) == (-1, 0.0), "repaired"
+
+
+def test_two_slow_ranks_hide_neither_and_two_that_take_turns_are_chance():
+    job = JOBS["dp4"]
+    both, turns = SlowRanks(), SlowRanks()
+    for step in range(20):
+        both.add(found(job, {(rank, Action("F", 0, 1)): 50.0 + rank for rank in (0, 1)}))
+        turns.add(found(job, {(0 if step % 5 < 3 else 1, Action("F", 0, 1)): 50.0}))
+    assert both.rank == 0
+    assert turns.rank == -1
 
 
 def test_the_slow_rank_that_is_asked_for_is_the_one_told_of():

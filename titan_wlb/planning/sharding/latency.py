@@ -12,10 +12,13 @@
         backward   exchange -----------+-> pack -> kernel, other chunks -> add back -> exchange of the gradients
                    half of the local                                                   the other half of the local
 
+        a large exchange travels in two slices of heads, as in context_parallel/attend.py:
+        forward    slice 1 | slice 2 ---+
+                   local     other, slice 1 | other, slice 2
+
 Ranks meet at every layer's exchange, forward as well as backward, so a layer takes the slowest rank of each direction:
 latency = largest forward + largest backward. A launch of the kernel takes the sum of its chunks on a busy device, but
-no less than its deepest tile alone (planning/kernel_profile.py). That large exchanges travel in two slices of heads,
-which hides more of them, is left out.
+no less than its deepest tile alone (planning/kernel_profile.py), in each slice. Nothing hides ``per_exchange``.
 
     two ranks, a kernel that takes 1 ns a cell forward and 2 backward, an exchange that is free; one document of 4 rows
 
@@ -33,13 +36,18 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from titan_wlb.planning.kernel_profile import KernelProfile, time_of_bytes
+from titan_wlb.planning.kernel_profile import DIRECTIONS, KernelProfile, time_of_bytes
 from titan_wlb.planning.plan import ShardPlan
 from titan_wlb.planning.sharding.needed import chunk_array, rows_sent
 
 __all__ = ["LatencyModel", "PlanLatency"]
 
 Integers = npt.NDArray[np.int64]
+
+# As in context_parallel/attend.py, which a test compares: heads and bytes that a slice keeps at least.
+_LEAST_HEADS_ON_CPU, _LEAST_HEADS_ON_GPU = 1, 16
+_LEAST_BYTES = 2**21
+_MOST_SLICES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,47 +141,84 @@ class LatencyModel:
         forward = gather + self._select(own + packed) + self._launch("forward", held, every)
         backward = gather + self._select(own + packed) + self._launch("backward", held, every)
         backward = backward + self._select(received + 2 * own) + self._add(packed) + scatter  # zeros, and the result
+        if received.any():
+            forward, backward = (
+                times + self.profile.rates(name).per_exchange
+                for name, times in zip(DIRECTIONS, (forward, backward), strict=True)
+            )
         return _of_arrays(forward, backward, 2 * gather + scatter)
 
     def _needed_only(self, plan: ShardPlan, held: _Held) -> PlanLatency:
         local, sent = held.local(), rows_sent(plan)
-        there, back = self._exchange(sent), self._exchange(sent.T)
-        packed, outgoing, arriving = held.packed(~local), sent.sum(axis=1), sent.sum(axis=0)
-        own = np.array(plan.tokens, np.int64) if sent.any() else 0 * outgoing  # nothing is copied where nothing travels
-        ready = self._select(own + outgoing)
-        joined = self._select(own * self.heads // (2 * self.kv_heads))  # out, or dq, of several calls
+        if not sent.any():  # nothing is copied where nothing travels
+            forward, backward = (
+                self._launch(name, held, local) + self._launch(name, held, ~local) for name in DIRECTIONS
+            )
+            return _of_arrays(forward, backward, 0 * forward)
+        outgoing, arriving, packed = sent.sum(axis=1), sent.sum(axis=0), held.packed(~local)
+        slices = self.slices(int(max(outgoing.max(), arriving.max())))
+        there, back = self._exchange(sent, slices), self._exchange(sent.T, slices)
+        own = np.array(plan.tokens, np.int64)
+        both = (held.number(local) > 0) & (held.number(~local) > 0)
+        joined = self._select(both * own * self.heads // (2 * self.kv_heads))  # out, or dq, of several calls
+        pick, ready = self._select(packed) // slices, self._select(own + outgoing)
 
         during = self._launch("forward", held, local)
-        cut = self._select(packed) + self._launch("forward", held, ~local)
-        forward, exposed = ready + np.maximum(during, there) + cut + joined, np.maximum(there - during, 0)
+        cut = pick + self._launch("forward", held, ~local, slices)
+        forward, exposed = during, 0 * during
+        for part in range(1, slices + 1):
+            exposed = exposed + np.maximum(part * there - forward, 0)
+            forward = np.maximum(forward, part * there) + cut
+        forward = forward + ready + joined + slices * self.profile.forward.per_exchange
 
+        during, after = self._local_parts(held, local)
+        added = self._select(2 * own + arriving) + self._add(packed + outgoing + own)
+        cut = pick + added // slices + self._launch("backward", held, ~local, slices)
+        backward, returned = during, 0 * during
+        for part in range(1, slices + 1):
+            exposed = exposed + np.maximum(part * there - backward, 0)
+            backward = np.maximum(backward, part * there) + cut
+            returned = np.maximum(backward, returned) + back
+        backward = backward + after
+        exposed = exposed + np.maximum(returned - backward, 0)
+        backward = np.maximum(backward, returned) + ready + joined + slices * self.profile.backward.per_exchange
+        return _of_arrays(forward, backward, exposed)
+
+    def slices(self, most_rows: int) -> int:
+        """Slices of heads that an exchange travels in whose busiest rank moves ``most_rows``, as the attention op's."""
+        least_heads = _LEAST_HEADS_ON_CPU if self.profile.kernel == "cpu" else _LEAST_HEADS_ON_GPU
+        most = min(_MOST_SLICES, self.heads // least_heads, most_rows * self.row_bytes // _LEAST_BYTES)
+        return max((number for number in range(1, most + 1) if self.kv_heads % number == 0), default=1)
+
+    def _local_parts(self, held: _Held, local: npt.NDArray[np.bool_]) -> tuple[Integers, Integers]:
+        """Per rank the local backward before the exchange of gradients and beside it, in whole chunks: about halves."""
         every = self._launch("backward", held, local)
-        after = every // 2 if sent.any() else 0 * every
-        during = every - after
-        cut = self._select(packed) + self._launch("backward", held, ~local)
-        added = self._select(2 * own + arriving) + self._add(packed + outgoing + own) + joined
-        backward = ready + np.maximum(during, there) + cut + added + np.maximum(after, back)
-        return _of_arrays(forward, backward, exposed + np.maximum(there - during, 0) + np.maximum(back - after, 0))
+        longest = np.zeros(held.cp, np.int64)
+        times = self.kernel_ns("backward", held.start[local], held.stop[local])
+        np.maximum.at(longest, held.rank[local], times)
+        after = np.maximum(np.minimum(every // 2, every - self.profile.backward.per_launch - longest), 0)
+        return every - after, after + np.where(after > 0, self.profile.backward.per_launch, 0)
 
-    def _launch(self, direction: str, held: _Held, chosen: npt.NDArray[np.bool_]) -> Integers:
-        """Per rank the kernel's call on its chosen chunks; nothing where it has none."""
+    def _launch(self, direction: str, held: _Held, chosen: npt.NDArray[np.bool_], slices: int = 1) -> Integers:
+        """Per rank the kernel's call on its chosen chunks, for one slice of heads; nothing where it has none."""
         start, stop, rank = held.start[chosen], held.stop[chosen], held.rank[chosen]
         total = _sums(self.kernel_ns(direction, start, stop), rank, held.cp)
         deepest = np.zeros(held.cp, np.int64)
         np.maximum.at(deepest, rank, self.profile.deepest_tile_ns(direction, start, stop, head_dim=self.head_dim))
         launch = self.profile.rates(direction).per_launch
-        return np.where(np.bincount(rank, minlength=held.cp) > 0, launch + np.maximum(total, deepest), 0)
+        return np.where(held.number(chosen) > 0, launch + np.maximum(total // slices, deepest), 0)
 
     def _collective(self, name: str, rows: Integers) -> Integers:
         """Per rank; nothing where no rank moves a row: then the collective is not called."""
         return self.profile.exchange[name].nanoseconds(rows * self.row_bytes) if rows.any() else 0 * rows
 
-    def _exchange(self, sent: Integers) -> Integers:
-        """Per rank an all-to-all of ``sent[i, j]`` rows from i to j: its own bytes, or those of the busiest sender
-        that it receives from, for a sender shares its link between all that it sends."""
+    def _exchange(self, sent: Integers, slices: int) -> Integers:
+        """Per rank a slice's all-to-all of ``sent[i, j]`` rows from i to j: its own bytes, or those of the busiest
+        sender that it receives from, for a sender shares its link between all that it sends."""
         outgoing = sent.sum(axis=1)
         waited_for = np.where(sent > 0, outgoing[:, None], 0).max(axis=0, initial=0)
-        return self._collective("all_to_all", np.maximum(np.maximum(outgoing, sent.sum(axis=0)), waited_for))
+        rows = np.maximum(np.maximum(outgoing, sent.sum(axis=0)), waited_for)
+        return self.profile.exchange["all_to_all"].nanoseconds(rows * self.row_bytes // slices)
 
     def _select(self, rows: Integers) -> Integers:
         return time_of_bytes(rows * self.row_bytes, self.profile.select_bytes)
@@ -195,6 +240,10 @@ class _Held:
         """Chunks at their segment's beginning, the only ones whose rank owns all keys: neighbours are one chunk."""
         local: npt.NDArray[np.bool_] = self.start == 0
         return local
+
+    def number(self, chosen: npt.NDArray[np.bool_]) -> Integers:
+        """Per rank of the chosen chunks."""
+        return np.bincount(self.rank[chosen], minlength=self.cp)
 
     def packed(self, chosen: npt.NDArray[np.bool_]) -> Integers:
         """Per rank the rows of the chosen chunks' packed key prefixes."""

@@ -159,7 +159,9 @@ def causes_of(
 class SlowRanks:
     """Which rank is slow in most steps: a machine, not its work.
 
-    A step's slow ranks are those of ``Causes.late_ms`` that are at least half as late as the latest of them.
+    A step's slow ranks are those of ``Causes.late_ms`` that are at least half as late as the latest of them. A rank is
+    named that is among them in more than half of the steps, and for which there are three such steps to each in which
+    others are and it is not: of two ranks that are late by turns neither is.
 
     Args:
         window: logged steps that are looked at.
@@ -167,7 +169,7 @@ class SlowRanks:
     """
 
     window: int = 20
-    least: int = 5
+    least: int = 8
     _steps: deque[tuple[int, ...]] = field(default_factory=deque)
 
     def add(self, causes: Causes) -> None:
@@ -179,12 +181,13 @@ class SlowRanks:
 
     @property
     def rank(self) -> int:
-        """The rank that was slow most often, in more than half of the steps; -1 where there is none."""
+        """The rank that was slow most often; -1 where there is none."""
         counts = Counter(rank for ranks in self._steps for rank in ranks)
         if len(self._steps) < self.least or not counts:
             return -1
         rank = min(counts, key=lambda rank: (-counts[rank], rank))
-        return rank if 2 * counts[rank] > len(self._steps) else -1
+        others = sum(bool(ranks) and rank not in ranks for ranks in self._steps)
+        return rank if 2 * counts[rank] > len(self._steps) and counts[rank] >= 3 * others else -1
 
     @property
     def share(self) -> float:
