@@ -9,15 +9,15 @@ as their predicted work over the mean micro-batch's; below, where each rank's ti
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from titan_wlb.metrics.jsonl import read_records
-from titan_wlb.planning.packing.measures import imbalance_degree
 from titan_wlb.records import StepRecord
+from titan_wlb.report.lines import StepLines
+from titan_wlb.report.runs import cost_features, document_costs, document_lengths, line_imbalance_degree
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart
 TIMES = {
@@ -60,7 +60,7 @@ def read_run(folder: Path) -> tuple[dict[int, dict], dict[int, list[StepRecord]]
     for path in (documents, records):
         if not path.exists():
             sys.exit(f"{path} does not exist; train with --wlb.log_documents and --job.dump_folder {folder}")
-    plans = {line["step"]: line for line in map(json.loads, documents.read_text().splitlines())}
+    plans = dict(StepLines(documents))
     return plans, {step: ranks for step, _, _, ranks in read_records(records) if step > WARM_UP_STEPS}
 
 
@@ -72,8 +72,8 @@ def draw(runs: list, names: list[str], step: int | None, output: Path) -> None:
         2, len(runs), figsize=(4.6 * len(runs), 6.2), squeeze=False, sharey="row", layout="constrained"
     )
     for (plans, records), name, (above, below) in zip(runs, names, axes.T, strict=True):
-        shown = step or sorted(plans, key=lambda number: _degree(plans[number]))[len(plans) // 2]
-        _draw_micro_batches(above, plans[shown], _cost_model(plans), name, shown)
+        shown = step or sorted(plans, key=lambda number: line_imbalance_degree(plans[number]))[len(plans) // 2]
+        _draw_micro_batches(above, plans[shown], document_costs(list(plans.values())), name, shown)
         _draw_times(below, records)
     axes[0][0].set_ylabel("predicted work / mean")
     axes[1][0].set_ylabel("ms per step")
@@ -81,36 +81,16 @@ def draw(runs: list, names: list[str], step: int | None, output: Path) -> None:
     figure.savefig(output, dpi=150)
 
 
-def _cost_model(plans: dict[int, dict]) -> np.ndarray:
-    """Milliseconds per document, token and token squared: what the lines' costs say of the run's cost model."""
-    micro_batches = [micro_batch for line in plans.values() for micro_batch in line["micro_batches"]]
-    features = [np.sum([_features(length) for length in _lengths(m)], axis=0) for m in micro_batches]
-    return np.linalg.lstsq(np.array(features), np.array([m["cost"] / 1e6 for m in micro_batches]), rcond=None)[0]
-
-
-def _features(length: int) -> tuple[float, float, float]:
-    return 1.0, float(length), float(length) ** 2
-
-
-def _lengths(micro_batch: dict) -> list[int]:
-    return sorted((stop - start for _, start, stop, _ in micro_batch["documents"]), reverse=True)
-
-
-def _degree(line: dict) -> float:
-    return imbalance_degree([micro_batch["cost"] for micro_batch in line["micro_batches"]])
-
-
 def _draw_micro_batches(axis, line: dict, cost_model: np.ndarray, name: str, step: int) -> None:
     micro_batches = line["micro_batches"]
     mean = sum(micro_batch["cost"] for micro_batch in micro_batches) / len(micro_batches) / 1e6
     for place, micro_batch in enumerate(micro_batches):
         base = 0.0
-        for length in _lengths(micro_batch):
-            height = float(np.dot(cost_model, _features(length))) / mean
+        for height in cost_features(document_lengths(micro_batch)) @ cost_model / mean:
             axis.bar(place, height, bottom=base, width=0.8, color="#56B4E9", edgecolor="white", linewidth=0.4)
             base += height
     axis.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
-    axis.set_title(f"{name}: step {step}, imbalance degree {_degree(line):.2f}", fontsize=10)
+    axis.set_title(f"{name}: step {step}, imbalance degree {line_imbalance_degree(line):.2f}", fontsize=10)
     axis.set_xticks(range(len(micro_batches)), [f"DP {m['dp_rank']}" for m in micro_batches])
     axis.set_xlabel("micro-batches, a block a document")
 

@@ -1,6 +1,6 @@
 """Event files of runs that never were, with a planted imbalance; and a TensorBoard that shows them.
 
-    python tests/integration/plugin_runs.py FOLDER --pp 1 --dp 512 --cp 8 --steps 1000 --slow_rank 2049
+python tests/integration/plugin_runs.py FOLDER --pp 1 --dp 512 --cp 8 --steps 1000 --slow_rank 2049
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from titan_wlb.records.per_rank import FIELDS, PER_RANK_TAG, PLUGIN_NAME, SCHEMA
 
 ROOT = Path(__file__).parents[2]
 BASE_MS = 40.0
+STEP_VIEW_BYTES = 16_384
 NAMES = [name for name, _ in FIELDS]
 
 
@@ -60,6 +61,10 @@ class EventWriter:
     def text(self, tag: str, step: int, text: str) -> None:
         """A string tensor of the plugin."""
         self._tensor(tag, step, TensorProto(dtype=DT_STRING, tensor_shape={}, string_val=[text.encode()]))
+
+    def forget(self) -> None:
+        """As a new process, which writes all descriptions again."""
+        self._described.clear()
 
     def flush(self) -> None:
         """To the file."""
@@ -137,13 +142,16 @@ def write_run(
     """An event file of these steps."""
     writer = EventWriter(folder)
     schema = PerRankSchema.of_layout(layout).to_json()
+    next_view = 0
     for step in steps:
         table = planted_table(layout, step, slow_rank=slow_rank, spread=spread, seed=seed)
         writer.table(step, table, schema)
         writer.scalars(step, planted_scalars(table, step, spread))
-        if step_views and step % 5 == 0:
-            writer.text("wlb/plan", step, planted_plan(layout, step, packing, seed))
-            writer.text("wlb/actions", step, planted_actions(layout, step, table))
+        if step_views and step % 5 == 0 and step >= next_view:
+            plan, actions = planted_plan(layout, step, packing, seed), planted_actions(layout, step, table)
+            writer.text("wlb/plan", step, plan)
+            writer.text("wlb/actions", step, actions)
+            next_view = step + (len(plan) + len(actions)) // STEP_VIEW_BYTES  # as EventFile bounds them
     writer.close()
 
 

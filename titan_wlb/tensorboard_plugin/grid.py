@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ def arranged(group: npt.ArrayLike, sort_by: npt.ArrayLike | None, most_rows: int
     elif len(starts) > most_rows:
         edges = np.append(starts, len(groups))[_even(len(starts), most_rows)]
     else:
-        rows = np.maximum(most_rows * (ends - starts) // len(groups), 1)
+        rows = 1 + (most_rows - len(starts)) * (ends - starts) // len(groups)
         pieces = [first + _even(last - first, row) for first, last, row in zip(starts, ends, rows, strict=True)]
         edges = np.append(np.concatenate([piece[:-1] for piece in pieces]), len(groups))
     names = groups[order][starts]
@@ -90,7 +91,7 @@ def pooled(values: Floats, rows: Rows, most_columns: int) -> tuple[Floats, npt.N
     by_rank = np.ascontiguousarray(columns.T[rows.order])  # [ranks as shown, columns]
     largest = np.empty((len(rows.edges) - 1, len(columns)), dtype=np.float32)
     whose = np.empty(largest.shape, dtype=np.int32)
-    for row, (first, last) in enumerate(zip(rows.edges[:-1], rows.edges[1:], strict=True)):
+    for row, (first, last) in enumerate(pairwise(rows.edges)):
         ranks = rows.order[first:last]
         place = by_rank[first:last].argmax(axis=0)
         largest[row] = by_rank[first + place, np.arange(len(columns))]

@@ -16,6 +16,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class ImbalancePlugin(base_plugin.TBPlugin):
             "columns": len(edges) - 1,
             "num_ranks": window.num_ranks,
             "num_steps": len(window.steps),
-            "steps": [[window.steps[a], window.steps[b - 1]] for a, b in zip(edges[:-1], edges[1:], strict=True)],
+            "steps": [[window.steps[a], window.steps[b - 1]] for a, b in pairwise(edges)],
             "row_sizes": np.diff(rows.edges).tolist(),
             "groups": rows.groups,
             "coordinates": {axis: places.tolist() for axis, places in coordinates.items()},
@@ -139,9 +140,7 @@ class ImbalancePlugin(base_plugin.TBPlugin):
         sent = parsed(request.args, {"run": str, "step": integer(0, 10**15)})
         self._found_run(request, sent["run"])
         ctx, experiment = _place(request)
-        plans, actions = (
-            self._opened.texts(ctx, experiment, sent["run"], tag) for tag in (PLAN_TAG, ACTIONS_TAG)
-        )
+        plans, actions = (self._opened.texts(ctx, experiment, sent["run"], tag) for tag in (PLAN_TAG, ACTIONS_TAG))
         return _json(request, {"run": sent["run"], **step_view(plans, actions, sent["step"])})
 
     @property

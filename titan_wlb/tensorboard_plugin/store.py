@@ -78,6 +78,12 @@ class Tables:
         """The newest of them; all for 0."""
         return Tables(self.steps[-number:], self.tables[-number:], self.schemas[-number:])
 
+    def thinned(self, most: int) -> Tables:
+        """At most so many of them, evenly spread, the newest among them."""
+        number = min(most, len(self.steps))
+        kept = [(i + 1) * len(self.steps) // number - 1 for i in range(number)]
+        return Tables(*(tuple(of[i] for i in kept) for of in (self.steps, self.tables, self.schemas)))
+
     def eras(self) -> list[tuple[int, int]]:
         """Indices [first, past the last) of neighbouring steps with the same ranks."""
         starts = [i for i in range(len(self.steps)) if i == 0 or self.schemas[i] != self.schemas[i - 1]]

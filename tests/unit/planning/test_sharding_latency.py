@@ -1,12 +1,16 @@
 """Predicted attention latency of a sharding: drawn examples, exchange, overlap, the floor of the deepest tile."""
 
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from titan_wlb.context_parallel.attend import head_slices
 from titan_wlb.planning.kernel_file import default_kernel_profile
 from titan_wlb.planning.kernel_profile import COLLECTIVES, KernelProfile, Link, Rates
 from titan_wlb.planning.plan import Chunk, ShardPlan
@@ -25,13 +29,21 @@ def model(
     link: Link = FREE,
     copy_bytes: int = INSTANT,
     launch: int = 0,
+    per_exchange: int = 0,
     one_tile: tuple[int, int] = (0, 0),
     tile: Tile = EXACT,
     heads: int = 1,
 ) -> LatencyModel:
     """A kernel that takes 1 ns a cell and head forward and 2 backward; a row of K and V has 2 bytes."""
     rates = [
-        Rates(tile=tile, square=(rate,), rectangle=((rate,),), one_tile=alone, per_launch=launch)
+        Rates(
+            tile=tile,
+            square=(rate,),
+            rectangle=((rate,),),
+            one_tile=alone,
+            per_launch=launch,
+            per_exchange=per_exchange,
+        )
         for rate, alone in zip((4 * 10**9, 5 * 10**9), one_tile, strict=True)
     ]
     profile = KernelProfile(
@@ -67,9 +79,12 @@ def test_a_gathering_plan_waits_for_every_row_and_a_hybrid_hides_what_it_needs()
     assert needed.backward == (8 + 8, 8 + 14 + 8)
     assert needed.exposed == (8 - 3 + 8 - 3 + 8 - 3, 8 + 8 + 8)
 
-    with_own = plan([4, 5], [(0, 0, 2)], [(1, 0, 5), (0, 2, 4)])
+    with_own = plan([4, 5, 5], [(0, 0, 2)], [(1, 0, 5), (2, 0, 5), (0, 2, 4)])
     hidden = model(link=link).of(with_own)
-    assert hidden.forward[1] == 15 + 7 and hidden.backward[1] == 15 + 14 + 15 and hidden.exposed[1] == 0
+    assert hidden.forward[1] == 30 + 7 and hidden.backward[1] == 30 + 14 + 30 and hidden.exposed[1] == 0
+
+    whole = model(link=link).of(plan([4, 5], [(0, 0, 2)], [(1, 0, 5), (0, 2, 4)]))
+    assert whole.backward[1] == 30 + 14 + 8 and whole.exposed[1] == 8  # one local document is not run in halves
 
 
 def test_a_plan_that_moves_nothing_calls_no_collective() -> None:
@@ -94,8 +109,10 @@ def test_copies_of_keys_are_counted() -> None:
     assert gathered.forward == (3 + 2 * (2 + 2), 7 + 2 * (2 + 4))
     assert gathered.backward == (6 + 2 * (2 + 2 + 4 + 2 + 2), 14 + 2 * (2 + 4 + 4 + 2 + 4))
     needed = copies.of(HALVES)  # rank 0 sends two rows; rank 1 packs four
-    assert needed.forward == (3 + 2 * (2 + 2 + 1), 7 + 2 * (2 + 4 + 1))
-    assert needed.backward == (6 + 2 * (2 + 2 + 4 + 2 + 2 + 1), 14 + 2 * (2 + 4 + 4 + 2 + 4 + 2 + 1))
+    assert needed.forward == (3 + 2 * (2 + 2), 7 + 2 * (2 + 4))
+    assert needed.backward == (6 + 2 * (2 + 2 + 4 + 2 + 2), 14 + 2 * (2 + 4 + 4 + 2 + 4 + 2))
+    joined = copies.of(plan([4, 2], [(0, 0, 2)], [(1, 0, 2), (0, 2, 4)]))  # four rows of two calls become one
+    assert joined.forward[1] == 3 + 7 + 2 * 4 + 2 * 4 + 4
     assert copies.of(plan([4, 4], [(0, 0, 4)], [(1, 0, 4)])).forward == (10, 10)
 
 
@@ -104,6 +121,36 @@ def test_each_launch_costs_and_is_no_shorter_than_its_deepest_tile() -> None:
     alone = model(one_tile=(4 * 10**8, 5 * 10**8))  # a tile alone takes ten times as long
     assert alone.of(ENDS).forward == (10 + 40, 30)
     assert alone.of(ENDS).backward == (20 + 20, 40)  # along its queries
+
+
+def test_what_surrounds_an_exchange_is_hidden_by_nothing() -> None:
+    costly = model(per_exchange=50)
+    assert costly.of(HALVES).forward == (3 + 50, 7 + 50) and costly.of(HALVES).backward == (6 + 50, 14 + 50)
+    assert costly.latency(plan([4], [(0, 0, 2)], [(0, 2, 4)], strategy="per_document")) == 21 + 100
+    assert costly.latency(plan([4, 4], [(0, 0, 4)], [(1, 0, 4)])) == 10 + 20
+
+
+def test_a_large_exchange_travels_in_two_slices_and_the_first_is_used_while_the_second_comes() -> None:
+    rows = 2**20  # of 4 bytes
+    cut = plan([2 * rows], [(0, 0, rows)], [(0, rows, 2 * rows)])
+    cells = rows * rows + rows * (rows + 1) // 2
+    made = replace(model(link=Link(latency=0, bytes_per_second=10**9), heads=2), kv_heads=2)
+    made = replace(made, profile=replace(made.profile, kernel="cpu"))
+    assert made.slices(rows) == 2 and made.slices(rows // 2) == 1 and replace(made, kv_heads=1).slices(rows) == 1
+    assert made.of(cut).forward[1] == pytest.approx(2 * rows + 2 * cells, rel=1e-9)
+    assert made.of(cut).backward[1] == pytest.approx(2 * rows + 4 * cells + 2 * rows, rel=1e-9)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "flash_attn"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 8])
+@pytest.mark.parametrize("heads", [8, 16, 24, 32])
+@pytest.mark.parametrize("most", [1, 1000, 4096, 8191, 20_000])
+def test_slices_are_those_of_the_attention_op(kernel, kv_heads, heads, most) -> None:
+    made = model()
+    made = replace(made, profile=replace(made.profile, kernel=kernel), heads=heads, kv_heads=kv_heads, head_dim=64)
+    metadata = SimpleNamespace(is_local=False, needed=SimpleNamespace(most=most), backend=kernel)
+    q, k = (torch.empty(1, number, 64, dtype=torch.int8) for number in (heads, kv_heads))
+    assert made.slices(most) == len(head_slices(q, k, metadata))
 
 
 def test_with_few_heads_the_deepest_tile_sets_the_time_of_a_gpu() -> None:

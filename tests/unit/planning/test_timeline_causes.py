@@ -116,6 +116,17 @@ def test_a_slow_cp_rank_inside_a_pipeline_is_named_although_all_others_wait_else
     assert result.ranks["slow_rank"] == 1
 
 
+@pytest.mark.parametrize("name", ["cp2", "cp4"])
+def test_delays_that_meet_one_another_add_up(name):
+    job = JOBS[name]
+    result = found(job, {(0, Action("F", 0, 1)): 20.0, (1, Action("F", 0, 2)): 30.0})
+    assert result.measured_ms == pytest.approx(found(job).measured_ms + 50.0)
+    assert result.replayed_ms == pytest.approx(result.measured_ms)
+    assert result.lost_ms["cp"] == pytest.approx(50.0)
+    assert result.lost_ms["slow_rank"] == pytest.approx(30.0)
+    assert result.ranks["slow_rank"] == 1
+
+
 def test_a_delay_that_a_bubble_hides_is_late_and_costs_only_what_it_costs():
     job = JOBS["pp4, gpipe"]
     plain, late = found(job), found(job, {(3, Action("F", 3, 0)): 1000.0})

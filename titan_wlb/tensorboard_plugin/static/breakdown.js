@@ -28,13 +28,13 @@ export function places(views, names) {
   );
   const keys = shown.map((place) =>
     el(
-      "tr",
+      "div",
       {},
-      el("th", {}, el("i", { class: `swatch place-${place}` }), PLACES[place]),
-      views.map((view) => el("td", {}, percent(view.places[place] / view.wall))),
+      el("span", {}, el("i", { class: `swatch place-${place}` }), PLACES[place]),
+      views.map((view) => el("b", {}, percent(view.places[place] / view.wall))),
     ),
   );
-  return panel("Where the time goes", "mean of all ranks and steps", bars, el("table", { class: "key" }, keys));
+  return panel("Where the time goes", "mean of all ranks and steps", bars, el("div", { class: "key" }, keys));
 }
 
 /** Bars of what a step would gain by cause. */

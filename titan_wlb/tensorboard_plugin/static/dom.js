@@ -19,7 +19,7 @@ function filled(node, attributes, children) {
     else if (key === "style") for (const [name, of] of Object.entries(value)) node.style.setProperty(name, of);
     else node.setAttribute(key, value === true ? "" : String(value));
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 

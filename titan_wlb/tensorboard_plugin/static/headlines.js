@@ -12,9 +12,8 @@ export function headlines(views) {
       number(v, "imbalance_degree", (x) => x.toFixed(3), predicted(v)),
     ),
     card("Idle", "share of all rank time spent waiting", views, (v) => {
-      const share = v.headlines.idle_share;
       const idle = WAITS.reduce((sum, place) => sum + v.places[place], 0);
-      return { ...number(v, "idle_share", percent), text: share ? percent(share.value) : percent(idle / v.wall), note: `${ms(idle)} a step` };
+      return { ...number(v, "idle_share", percent), text: percent(idle / v.wall), note: `${ms(idle)} a step` };
     }),
     card("Largest loss", "what a step would gain at most", views, loss),
     card("Slow rank", "always the same, or another each step", views, slow),

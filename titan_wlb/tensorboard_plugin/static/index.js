@@ -96,13 +96,13 @@ function body({ chosen, names, views, pictures, steps, size, step }) {
     ),
   );
   const map = panel("Ranks by steps", `${VALUES[state.value]}; a pixel shows the largest of what it covers`, heatmapTools(views, scale, dark), el("div", { class: "maps" }, maps));
-  const side = el("div", { class: "side" }, slowRanks(views, names), causes(views, names), places(views, names));
+  const side = el("div", { class: "side" }, slowRanks(views, names), causes(views, names));
   const stepWidth = Math.floor((root.clientWidth - 40) / chosen.length);
   const panels = steps.map((view, i) => el("div", { class: "step" }, chosen.length > 1 ? el("h4", { class: `run${i}` }, names[i]) : null, stepPanels(view, names[i], stepWidth)));
   return [
     el("div", { class: "verdicts" }, views.map((view, i) => el("p", { class: `verdict run${i}` }, chosen.length > 1 ? el("b", {}, `${names[i]}: `) : null, verdict(view)))),
     headlines(views),
-    el("div", { class: "upper" }, map, side),
+    el("div", { class: "upper" }, el("div", { class: "side" }, map, places(views, names)), side),
     el("div", { class: `steps runs-${chosen.length}` }, panels),
   ];
 }

@@ -23,12 +23,12 @@ export function stepPanels(view, name, width) {
       el(
         "div",
         { class: "two" },
-        panel(`Micro-batches of step ${view.step}`, `${plan.packing} · a bar is a micro-batch, its pieces are documents`, documents(listed, plan, half - 190), more),
+        panel(`Micro-batches of step ${view.step}`, `${plan.packing} · a bar is a micro-batch, its pieces are documents, orange ones waited for it`, documents(listed, plan, half - 190), more),
         panel("Cost, predicted and measured", "a point is a micro-batch", costs(plan.micro_batches)),
       ),
     );
   }
-  if (actions) panels.push(panel(`Timeline of step ${view.step}`, "colours are micro-batches, hatched is waiting", timeline(actions, width - 40)));
+  if (actions) panels.push(panel(`Timeline of step ${view.step}`, "colours are micro-batches: pale forward, full backward; hatched is waiting", timeline(actions, width - 40)));
   return panels;
 }
 
