@@ -23,6 +23,7 @@ class Mutant:
 
 
 _NEEDED = "tests/unit/planning/test_sharding_needed.py"
+_CAUSES = "tests/unit/planning/test_timeline_causes.py"
 _PARITY = "tests/distributed/test_parity.py::test_layout_trains_as_one_process"
 
 MUTANTS = (
@@ -132,6 +133,27 @@ MUTANTS = (
         "return (under_way.wait(), own)[1]",
         "tests/unit/context_parallel/test_cp_attention_op.py::"
         "test_any_plan_of_whole_and_cut_documents_equals_dense_attention",
+    ),
+    Mutant(
+        "CP ranks are compared over the wrong axis",
+        "titan_wlb/planning/timeline/peers.py",
+        "own.actions / share, 1)",
+        "own.actions / share, 0)",
+        f"{_CAUSES}::test_a_late_action_is_found_at_its_rank_and_under_its_axis[50.0-cp2]",
+    ),
+    Mutant(
+        "lost time of the pipeline and of data parallelism change places",
+        "titan_wlb/planning/timeline/causes.py",
+        '"pipeline": even.pipeline,\n        "dp": even.dp,',
+        '"pipeline": even.dp,\n        "dp": even.pipeline,',
+        f"{_CAUSES}::test_a_late_action_is_found_at_its_rank_and_under_its_axis[50.0-dp2]",
+    ),
+    Mutant(
+        "waiting is told from transfer over the wrong axis",
+        "titan_wlb/records/transfer.py",
+        '"cp": (pp_rank, dp_rank, tp_rank)',
+        '"cp": (pp_rank, cp_rank, tp_rank)',
+        "tests/unit/metrics/test_transfer.py::test_ranks_wait_for_those_of_their_own_group_only",
     ),
     Mutant(
         "a document's last token has another document's first one as its label",
