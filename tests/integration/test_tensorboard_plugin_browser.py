@@ -33,7 +33,10 @@ def opened(browser, root, **options):
     errors = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((root, "data:", "blob:")) else errors.append(request.url))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((root, "data:", "blob:")) else errors.append(request.url),
+    )
     page.goto(f"{root}#titan_wlb")
     frame = page.frame_locator("iframe")
     drawn(frame)
@@ -64,11 +67,12 @@ def colours(frame):
     return frame.locator(".heatmap canvas").first.evaluate(
         """canvas => {
             const scale = canvas.width / parseFloat(canvas.style.width);
-            const [left, bottom] = [54 * scale, 18 * scale];
+            const [left, bottom] = [64 * scale, 18 * scale];
             const [width, height] = [canvas.width - left, canvas.height - bottom];
             const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
             return Array.from({length: 300}, (_, y) => Array.from({length: 40}, (_, x) => {
-                const at = 4 * (Math.floor((y + 0.5) * height / 300) * canvas.width + Math.floor(left + (x + 0.5) * width / 40));
+                const row = Math.floor((y + 0.5) * height / 300);
+                const at = 4 * (row * canvas.width + Math.floor(left + (x + 0.5) * width / 40));
                 return [data[at], data[at + 1], data[at + 2]];
             }));
         }"""
@@ -112,7 +116,7 @@ def test_the_cell_under_the_pointer_and_under_the_cursor_is_read_out(browser, tm
         wait_for_runs(root, {"wlb": steps})
         with opened(browser, root) as (page, frame):
             readout = frame.locator(".picture .readout")
-            frame.locator(".heatmap").hover(position={"x": 60, "y": 300 * (slow_rank + 0.5) / 8})
+            frame.locator(".heatmap").hover(position={"x": 70, "y": 300 * (slow_rank + 0.5) / 8})
             assert readout.inner_text().startswith("step 3 · rank 5 (pp 1, dp 0, cp 1) · 1.4")
             frame.locator(".heatmap").focus()
             page.keyboard.press("ArrowRight")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from titan_wlb.context_parallel.kernels import document_attention, document_attention_backward
 from titan_wlb.planning.kernel_assumed import ASSUMED_GPUS, CPU_EXCHANGE, assumed_profile
+from titan_wlb.planning.kernel_file import default_kernel_profile
 from titan_wlb.planning.kernel_profile import DIRECTIONS, FLOPS_OF_CELL, KernelProfile
 from titan_wlb.profiling.collectives import measure_collectives
 from titan_wlb.profiling.kernel_grid import CPU_TILE, GPU_TILES, grid, rates_of
@@ -97,6 +98,12 @@ def measure_kernel(site: Site, heads: Heads, *, longest: int, repeats: int, prog
             one_tile=alone.get(direction, 0),
             per_launch=launch.get(direction, 0),
         )
+    # What a call costs beside the kernel is not measured here: it is taken from what ships for the device.
+    shipped = default_kernel_profile("cpu" if device == "cpu" else device_name(site.device), heads.dim)
+    for direction in DIRECTIONS:
+        known, measured = shipped.rates(direction), rates[direction]
+        launch_ns = measured.per_launch or known.per_launch
+        rates[direction] = replace(measured, per_exchange=known.per_exchange, per_launch=launch_ns)
     select, add = _copies(site, heads, stopwatch, repeats)
     links = measure_collectives(site, repeats)
     assumed = CPU_EXCHANGE if device == "cpu" else assumed_profile(ASSUMED_GPUS["h100"]).exchange

@@ -112,8 +112,8 @@ def _thinned(series: Series) -> list[list[float]]:
 def _means(tables: Tables) -> dict[str, float]:
     """Mean of each field over the steps and ranks of one era."""
     # Table by table, as they lie in memory: field by field takes several times as long at thousands of ranks.
-    means = np.mean([table.mean(axis=0) for table in tables.tables], axis=0, dtype=np.float64)
-    return dict(zip(tables.schemas[0].fields, means.tolist(), strict=True))
+    means = np.stack([table.mean(axis=0) for table in tables.tables]).astype(np.float64).mean(axis=0)
+    return {name: float(mean) for name, mean in zip(tables.schemas[0].fields, means, strict=True)}
 
 
 def _era(tables: Tables, first: int, past: int) -> dict[str, Any]:

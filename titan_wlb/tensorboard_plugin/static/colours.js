@@ -20,17 +20,20 @@ export function ramp(value, dark) {
   });
 }
 
+// Of the cells that the scale spans: one rank of 300 rows is among them, a single step that went astray is not.
+const SHOWN = 0.998;
+
 /** [low, high] of the scale that these cells ask for: around 1 for ratios, from 0 for shares. */
 export function domain(value, pictures) {
   const all = [];
   for (const { cells } of pictures) for (const cell of cells) if (!Number.isNaN(cell)) all.push(cell);
   if (isOver(value)) {
     const far = all.map((cell) => Math.abs(cell - 1)).sort((a, b) => a - b);
-    const reach = Math.min(Math.max(far[Math.floor(0.99 * (far.length - 1))] ?? 0.1, 0.1), 1);
+    const reach = Math.min(Math.max(far[Math.floor(SHOWN * (far.length - 1))] ?? 0.1, 0.1), 1);
     return [1 - reach, 1 + reach];
   }
   all.sort((a, b) => a - b);
-  return [0, Math.max(all[Math.floor(0.99 * (all.length - 1))] ?? 0.01, 0.01)];
+  return [0, Math.max(all[Math.floor(SHOWN * (all.length - 1))] ?? 0.01, 0.01)];
 }
 
 /** Place of a value in the ramp. */

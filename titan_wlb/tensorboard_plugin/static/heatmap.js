@@ -4,7 +4,7 @@ import { canvasOf, colour, el } from "./dom.js";
 import { domain, isOver, level, ramp } from "./colours.js";
 import { VALUES, percent, placeWords } from "./words.js";
 
-const LEFT = 54;
+const LEFT = 64;
 const BOTTOM = 18;
 
 /**
@@ -126,8 +126,13 @@ function drawAxes(context, picture, size, selected) {
   } else {
     const every = Math.max(1, Math.ceil(picture.rows / Math.floor(size.height / 16)));
     let rank = 0;
+    let free = 0;
     picture.row_sizes.forEach((ranks, row) => {
-      if (row % every === 0) context.fillText(`rank ${rank}`, LEFT - 6, Math.max((row + 0.5) * height, 6));
+      const y = Math.max((row + 0.5) * height, 6);
+      if (row % every === 0 && y >= free) {
+        context.fillText(`rank ${rank}`, LEFT - 6, y);
+        free = y + 14;
+      }
       rank += ranks;
     });
   }

@@ -142,7 +142,7 @@ function set(name, value) {
 function sizeOf(number) {
   const inner = (root.clientWidth || 1240) - 32;
   const side = inner > 900 ? 360 : 0;
-  const width = Math.floor((inner - side - 40) / number) - 54 - (number > 1 ? 8 : 0);
+  const width = Math.floor((inner - side - 40) / number) - 64 - (number > 1 ? 8 : 0);
   return { width: Math.max(120, width), height: 300 };
 }
 
