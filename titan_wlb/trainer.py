@@ -242,6 +242,9 @@ class WLBTrainer(Trainer):
         )
         self.reporter.config = self.dataloader.planner.config  # a checkpoint's packing stays in force
         self.reporter.log(self.clock.read(), batch.plan, mean_loss)
+        checkpoint = self.job_config.checkpoint
+        if checkpoint.enable and self.step % checkpoint.interval == 0:
+            self.reporter.flush()
 
     def train(self) -> None:
         """TorchTitan's loop, closed by a table of where the time went."""

@@ -5,6 +5,7 @@ observe(step 11), ...    on the rank that logs: whatever step has all its record
 finish()                 the rest is waited for, and the closing table shown
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from titan_wlb.records.transfer import with_transfer
 # the other ranks wait for the table, inside a collective that can time out.
 MAX_STEPS_COMPARED = 500
 MAX_MICRO_BATCHES_COMPARED = 20_000
+FLUSH_S = 5.0  # that a checkpoint waits for its step's records at most
 SLOWEST_TABLE_EVERY = 10  # logged steps, from the first on
 RECORDED_SECTIONS = (
     4096  # of records.jsonl, per logged step on the mean: a rank's step has some dozens, of 85 bytes each
@@ -137,6 +139,13 @@ class Reporter:
         self._mailbox.post(times)
         if self.records is not None:
             self._mailbox.expect(plan.step)
+
+    def flush(self) -> None:
+        """Writes what is still under way: a checkpoint's step must not be missing from the records of a killed run."""
+        give_up_at = time.monotonic() + FLUSH_S
+        while self._mailbox is not None and self._under_way and time.monotonic() < give_up_at:
+            self._write_arrived(self._mailbox.take())
+            time.sleep(0.001)
 
     def _write_arrived(self, steps: Sequence[tuple[int, Sequence[StepRecord]]]) -> None:
         for step, records in steps:
