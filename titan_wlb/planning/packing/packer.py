@@ -107,6 +107,9 @@ def pieces(documents: Iterable[Document], context_window: int) -> Iterator[Segme
     pieces([9 tokens, 2 tokens], context_window=4)  ->  [0, 4) [4, 8) [8, 9)   [0, 2)
     """
     for document in documents:
+        if document.length <= context_window:  # nearly all, and a large step has tens of thousands
+            yield Segment(document, 0, document.length)
+            continue
         for start in range(0, document.length, context_window):
             yield Segment(document, start, min(start + context_window, document.length))
 
