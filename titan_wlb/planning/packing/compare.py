@@ -8,6 +8,7 @@ score(job, steps)
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -125,9 +126,11 @@ def run(job: Job, config: PlannerConfig) -> Iterator[Step]:
         if intake.exhausted and not list(waiting):
             return
         before = intake.num_drawn
+        gc.freeze()  # all steps are kept for scoring; a training run keeps none, and its collector visits none
         start = time.process_time()
         packed, waiting = packer.pack(waiting, intake)
         seconds = time.process_time() - start
+        gc.unfreeze()
         plan = _plan(job, config, shape, packed, waiting, intake, before)
         yield Step(plan, intake.num_drawn, seconds, packer.gap if isinstance(packer, Solver) else 0.0)
 
