@@ -47,6 +47,19 @@ FIELDS = tuple(
     )
 )
 
+# Of these, where a rank's time goes without overlap: they add up to its wall time.
+PLACES = (
+    "compute",
+    "pipeline",
+    "cp_waiting",
+    "cp_transfer",
+    "fsdp_waiting",
+    "fsdp_transfer",
+    "data",
+    "starved",
+    "other",
+)
+
 
 @dataclass(frozen=True)
 class PerRankSchema:

@@ -19,22 +19,10 @@ import numpy.typing as npt
 from titan_wlb.metrics.scalars import percentile
 from titan_wlb.metrics.stragglers import place_name
 from titan_wlb.records import MicroBatchCost, cost_error, cost_scale
-from titan_wlb.records.per_rank import AXES
+from titan_wlb.records.per_rank import AXES, PLACES
 from titan_wlb.report.runs import NAMES, Era, Run, Step, words_of
 from titan_wlb.report.slow_ranks import SlowRanks, slow_ranks
 
-# Where a rank's time goes, without overlap: they add up to its wall time.
-PLACES = (
-    "compute",
-    "pipeline",
-    "cp_waiting",
-    "cp_transfer",
-    "fsdp_waiting",
-    "fsdp_transfer",
-    "data",
-    "starved",
-    "other",
-)
 _LOST = re.compile(r"wlb/lost/(\w+)_ms")
 _DEGREE = "wlb/imbalance_degree/"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from titan_wlb.records.per_rank import PLACES
 from titan_wlb.report.slow_ranks import slow_ranks
 from titan_wlb.tensorboard_plugin.store import Tables, layout_of
 
@@ -24,18 +25,6 @@ WARM_UP_STEPS = 2
 TREND_POINTS = 160
 SLOW_RANKS_NAMED = 8
 STEPS_JUDGED = 256  # who is slow shows in fewer steps than a window may have, and thousands of ranks take their time
-# Without overlap: they add up to the wall time.
-PLACES = (
-    "compute",
-    "pipeline",
-    "cp_waiting",
-    "cp_transfer",
-    "fsdp_waiting",
-    "fsdp_transfer",
-    "data",
-    "starved",
-    "other",
-)
 CAUSES = ("cp", "pipeline", "dp", "slow_rank", "data")
 HEADLINES = {
     "imbalance_degree": "wlb/imbalance_degree/measured",
